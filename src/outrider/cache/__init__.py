@@ -1,0 +1,1 @@
+"""Where keys and values live. The store owns every length; models hold no state."""

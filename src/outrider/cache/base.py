@@ -1,0 +1,53 @@
+"""The contract of a key/value store."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+class KVStore(ABC):
+    """Stored keys and values of the active rows 0 .. ``rows``-1.
+
+    ``lengths`` are the stored tokens per row, ``next_positions`` the position the next token takes (they differ
+    only where the past was shortened). A forward of N new tokens writes slots ``lengths[b] .. lengths[b]+N-1``;
+    ``commit`` keeps those on the accepted path, in order, and forgets the rest. Rows are always dense: when one
+    leaves, the last row takes its place (``free`` says which).
+    """
+
+    branching: bool
+    """Whether several nodes may share a parent within one block."""
+    max_slots: int
+    rows: int
+    lengths: list[int]
+    next_positions: list[int]
+
+    @abstractmethod
+    def add(self, count: int = 1) -> int:
+        """Activate ``count`` empty rows behind the present ones; returns the index of the first."""
+
+    @abstractmethod
+    def reserve(self, first_row: int, batch: int, n: int) -> None:
+        """Make room for ``n`` more tokens in each of these rows. Raises ``CacheFull``."""
+
+    @abstractmethod
+    def extend(self, first_row: int, counts: Sequence[int]) -> None:
+        """Keep the first ``counts[i]`` tokens of the last block of row ``first_row + i`` (prefill)."""
+
+    @abstractmethod
+    def commit(self, path: Tensor, counts: Sequence[int]) -> None:
+        """Keep nodes ``path`` i64[B,A] (block indices, -1 behind ``counts``) of every row's last block."""
+
+    @abstractmethod
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Shorten rows to ``lengths`` (each at most the present one)."""
+
+    @abstractmethod
+    def fork(self, row: int) -> int:
+        """Activate a copy of ``row``; returns its index."""
+
+    @abstractmethod
+    def free(self, row: int) -> None:
+        """Deactivate ``row``; the last row moves to its place."""
