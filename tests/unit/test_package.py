@@ -45,7 +45,7 @@ def test_wheel_carries_the_package_and_nothing_else(wheel):
 def test_every_source_file_is_in_the_wheel(wheel):
     source = ROOT / "src" / "outrider"
     expected = {f"outrider/{path.relative_to(source).as_posix()}" for path in source.rglob("*.py")}
-    assert len(expected) > 5
+    assert len(expected) >= 4
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
 
 
