@@ -1,0 +1,356 @@
+"""The law of a node: probabilities, the token drawn from them, and the truncations between logits and
+both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outrider.params import SamplingParams
+from outrider.rng import block_size, inverse_cdf
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """top-k, top-p, min-p and typical-p of some rows, one number per row; 0, 1, 0, 1 are off."""
+
+    top_k: tuple[int, ...]
+    top_p: tuple[float, ...]
+    min_p: tuple[float, ...]
+    typical_p: tuple[float, ...]
+
+    @property
+    def any(self) -> bool:
+        off = ((0,), (1.0,), (0.0,), (1.0,))
+        each = (self.top_k, self.top_p, self.min_p, self.typical_p)
+        return any(set(mine) - set(none) for mine, none in zip(each, off, strict=True))
+
+    def rows(self, index: Sequence[int]) -> Truncation:
+        def pick(values: tuple) -> tuple:
+            return tuple(values[i] for i in index)
+
+        return Truncation(pick(self.top_k), pick(self.top_p), pick(self.min_p), pick(self.typical_p))
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams]) -> Truncation:
+        return cls(
+            tuple(p.top_k for p in params),
+            tuple(p.top_p for p in params),
+            tuple(p.min_p for p in params),
+            tuple(p.typical_p for p in params),
+        )
+
+
+class Warped:
+    """The laws of B x N nodes after all processing. Made by ``warp`` or ``Warped.from_probs``.
+
+    Nothing is computed before it is asked for: a batch in which every row is greedy never sees a softmax.
+    A node without a law (NaN logits, or every token forbidden) has probabilities of 0 and token -1; whoever
+    reaches such a node must raise ``dead_end``. It is no error before: a tree may well contain drafts that a
+    grammar forbids.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor | None,
+        greedy: Sequence[bool],
+        truncation: Truncation | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        self.logits = logits
+        """f[B,N,V] with penalties, processors and temperature applied, before the softmax; None for
+        ``from_probs``. Not to be edited."""
+        self.greedy = tuple(greedy)
+        """Per row: temperature 0."""
+        self._truncation = truncation
+        self._sampled = [i for i, is_greedy in enumerate(self.greedy) if not is_greedy]
+        self._weights = weights  # f[R,N,V] of the R sampled rows, not necessarily normalised
+        self._probs: Tensor | None = None
+        self._argmax: Tensor | None = None
+
+    @classmethod
+    def from_probs(cls, probs: Tensor) -> Warped:
+        """Laws given as probabilities f[B,N,V] (float32 or float64), each summing to 1."""
+        law = cls(None, [False] * probs.shape[0], weights=probs)
+        law._probs = probs
+        return law
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, N, V)."""
+        some = self.logits if self.logits is not None else self._weights
+        assert some is not None  # every constructor sets one of the two
+        return some.shape[0], some.shape[1], some.shape[2]
+
+    @property
+    def all_greedy(self) -> bool:
+        """Every row is at temperature 0 (known on the host)."""
+        return not self._sampled
+
+    @property
+    def argmax(self) -> Tensor:
+        """i64[B,N]: the most likely token, the lowest id among equals; -1 where there is no law."""
+        if self._argmax is None:
+            if self.all_greedy:
+                self._argmax = _argmax(self._known_logits())
+            elif len(self._sampled) == len(self.greedy):
+                best = _argmax(self._law_weights())
+                # All weights are zero where there is no law, and the "most likely" of those is no token.
+                mass = self._law_weights().gather(-1, best.clamp(min=0)[..., None])[..., 0]
+                self._argmax = torch.where(mass > 0, best, -1)
+            else:
+                self._argmax = self._assemble(lambda part: part.argmax)
+        return self._argmax
+
+    @property
+    def probs(self) -> Tensor:
+        """f[B,N,V], float32 or better. Greedy rows are exactly 0 and 1."""
+        if self._probs is None:
+            if self.all_greedy:
+                self._probs = self._one_hot()
+            elif len(self._sampled) == len(self.greedy):
+                self._probs = self._normalised()
+            else:
+                self._probs = self._assemble(lambda part: part.probs)
+        return self._probs
+
+    def choose(self, u: Tensor | None = None) -> Tensor:
+        """i64[B,N]: one token per node, by inversion of ``u`` f64[B,N] in [0,1); -1 where there is no law.
+
+        Greedy rows ignore ``u``, which may be None when ``all_greedy``.
+        """
+        if self.all_greedy:
+            return self.argmax
+        if u is None:
+            raise ValueError("choose() needs u: some rows are sampled")
+        if len(self._sampled) == len(self.greedy):
+            return inverse_cdf(self._law_weights(), u)
+        return self._assemble(lambda part, mine: part.choose(mine), u)
+
+    def prob_of(self, tokens: Tensor) -> Tensor:
+        """f[B,N] or f[B,N,M]: probability of ``tokens`` i64[B,N] or i64[B,N,M] at each node.
+
+        The cheap way at temperature 0: no vector over the vocabulary is made. Ids below 0 (padding) have 0.
+        """
+        many = tokens if tokens.dim() == 3 else tokens[..., None]
+        if self.all_greedy and self._probs is None:
+            best = self.argmax[..., None]
+            found = ((many == best) & (best >= 0)).to(self._law_dtype())
+        else:
+            found = torch.where(many >= 0, self.probs.gather(-1, many.clamp(min=0)), 0.0)
+        return found if tokens.dim() == 3 else found[..., 0]
+
+    def nodes(self, index: Tensor) -> Warped:
+        """The laws of nodes ``index`` i64[B,M] of each row: B x M."""
+        pick = index[..., None].expand(*index.shape, self.shape[2])
+        logits = None if self.logits is None else self.logits.gather(1, pick)
+        weights = self._weights
+        if weights is not None:
+            rows = slice(None) if len(self._sampled) == len(self.greedy) else self._sampled
+            weights = weights.gather(1, pick[rows])
+        law = Warped(logits, self.greedy, self._truncation, weights)
+        law._probs = None if self._probs is None else self._probs.gather(1, pick)
+        law._argmax = None if self._argmax is None else self._argmax.gather(1, index)
+        return law
+
+    def rows(self, index: Sequence[int]) -> Warped:
+        """The laws of rows ``index`` (on the host, ascending): len(index) x N."""
+        pick = list(index)
+        logits = None if self.logits is None else self.logits[pick]
+        truncation = None if self._truncation is None else self._truncation.rows(pick)
+        place = {row: i for i, row in enumerate(self._sampled)}
+        weights = None if self._weights is None else self._weights[[place[i] for i in pick if i in place]]
+        law = Warped(logits, [self.greedy[i] for i in pick], truncation, weights)
+        law._probs = None if self._probs is None else self._probs[pick]
+        law._argmax = None if self._argmax is None else self._argmax[pick]
+        return law
+
+    # Inside: greedy and sampled rows are computed apart and put together again.
+
+    def _assemble(self, of: Callable[..., Tensor], extra: Tensor | None = None) -> Tensor:
+        out: Tensor | None = None
+        for want in (True, False):
+            index = [i for i, is_greedy in enumerate(self.greedy) if is_greedy is want]
+            part = of(self.rows(index)) if extra is None else of(self.rows(index), extra[index])
+            if out is None:
+                out = part.new_empty(len(self.greedy), *part.shape[1:])
+            out[index] = part
+        assert out is not None
+        return out
+
+    def _known_logits(self) -> Tensor:
+        assert self.logits is not None  # only from_probs has none, and it has no greedy rows
+        return self.logits
+
+    def _law_dtype(self) -> torch.dtype:
+        return torch.float64 if self._known_logits().dtype == torch.float64 else torch.float32
+
+    def _law_weights(self) -> Tensor:
+        """f[B,N,V] >= 0 of rows that are all sampled; zero where there is no law."""
+        if self._weights is None:
+            weights = torch.softmax(self._known_logits(), -1, dtype=self._law_dtype())
+            # One impossible logit makes the whole row of a softmax NaN, so one entry tells.
+            dead = weights[..., :1].isnan()
+            if weights.device.type != "cpu" or bool(dead.any()):
+                weights = weights.masked_fill_(dead, 0.0)
+            if self._truncation is not None and self._truncation.any:
+                _truncate(weights, self._truncation)
+            self._weights = weights
+        return self._weights
+
+    def _normalised(self) -> Tensor:
+        weights = self._law_weights()
+        if self._truncation is None or not self._truncation.any:
+            return weights
+        cut = [
+            bool(k) or p < 1 or m > 0 or t < 1
+            for k, p, m, t in zip(*vars(self._truncation).values(), strict=True)
+        ]
+        # Rows that nothing was cut from keep their softmax as it is, whoever shares the batch with them.
+        total = _total(weights).to(weights.dtype)[..., None]
+        total = torch.where((total > 0) & column(cut, weights).bool(), total, 1.0)
+        return weights / total
+
+    def _one_hot(self) -> Tensor:
+        best = self.argmax
+        probs = torch.zeros(self.shape, dtype=self._law_dtype(), device=best.device)
+        alive = (best >= 0).to(probs.dtype)[..., None]
+        return probs.scatter_(-1, best.clamp(min=0)[..., None], alive)
+
+
+def _argmax(x: Tensor) -> Tensor:
+    """i64[...]: first index of the maximum of f[...,V]; -1 where that is NaN or -inf."""
+    vocab = x.shape[-1]
+    size = block_size(vocab)
+    if x.device.type != "cpu" or size == vocab:
+        best, index = x.max(-1)
+        return torch.where(best > -torch.inf, index, -1)
+    # torch's argmax is ten times slower than its maximum on a CPU: find the block first, then look inside it.
+    blocks = x.unflatten(-1, (vocab // size, size))
+    which = blocks.amax(-1).argmax(-1, keepdim=True)
+    inside = blocks.gather(-2, which[..., None].expand(*which.shape, size)).squeeze(-2)
+    best, index = inside.max(-1)
+    return torch.where(best > -torch.inf, which.squeeze(-1) * size + index, -1)
+
+
+def _total(weights: Tensor) -> Tensor:
+    """f64[...]: sum over the vocabulary, block by block: a plain sum may be split over threads differently
+    when there is only one row."""
+    vocab = weights.shape[-1]
+    size = block_size(vocab)
+    if size < vocab:
+        return weights.unflatten(-1, (vocab // size, size)).sum(-1).double().sum(-1)
+    return weights.double().sum(-1) if vocab < 2048 else weights.double().cumsum(-1)[..., -1]
+
+
+def _truncate(weights: Tensor, t: Truncation) -> None:
+    """Zero what top-k, top-p, min-p and typical-p remove from ``weights`` f[R,N,V] (rows of a softmax), in
+    place.
+
+    All but typical-p keep what is at least as likely as some threshold; tokens that tie with it stay, so the
+    result does not depend on how a sort breaks ties.
+    """
+    known: Tensor | None = None
+    if any(t.top_k):
+        widest = min(max(t.top_k), weights.shape[-1])
+        known = _top_values(weights, widest)
+        last = (column(t.top_k, weights).long() - 1).clamp(0, widest - 1).expand(-1, weights.shape[1], -1)
+        kth = torch.where(column(t.top_k, weights) > 0, known.gather(-1, last), 0.0)
+        _drop_below(weights, kth)
+        # Values of a row with a smaller k than the widest; rows without top-k are not known completely.
+        known = known.where(known >= kth, 0.0) if all(t.top_k) else None
+    floor: Tensor | None = None
+    if min(t.top_p) < 1:
+        goal = torch.where(column(t.top_p, weights) < 1, column(t.top_p, weights), 0.0).double()
+        needed = goal * (_total(weights)[..., None] if any(t.top_k) else 1.0)
+        floor = _nucleus(weights, needed.expand(-1, weights.shape[1], -1), known)
+    if max(t.min_p) > 0:
+        least = column(t.min_p, weights) * weights.amax(-1, keepdim=True)
+        floor = least if floor is None else torch.maximum(floor, least)
+    if floor is not None:
+        _drop_below(weights, floor)
+    if min(t.typical_p) < 1:
+        _keep_typical(weights, t.typical_p)
+
+
+def column(values: Iterable[float], like: Tensor) -> Tensor:
+    """One number per row, f[R,1,1]."""
+    return torch.tensor(list(values), dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def _top_values(weights: Tensor, k: int) -> Tensor:
+    """The k largest values of f[R,N,V], descending, f[R,N,k]. Never waits for the device."""
+    if weights.device.type != "cpu":
+        return weights.topk(k, -1).values
+    values = weights.numpy()  # numpy partitions and sorts six to twelve times faster than torch on a CPU
+    if k < values.shape[-1]:
+        values = np.partition(values, values.shape[-1] - k, -1)[..., -k:]
+    return torch.from_numpy(np.sort(values, -1)[..., ::-1].copy())
+
+
+def _drop_below(weights: Tensor, floor: Tensor) -> None:
+    """Zero entries under ``floor`` f[R,N,1], in place."""
+    if weights.device.type == "cpu":
+        values = weights.numpy()
+        np.multiply(values, values >= floor.numpy(), out=values)
+    else:
+        weights.mul_(weights >= floor)
+
+
+def _nucleus(weights: Tensor, needed: Tensor, known: Tensor | None) -> Tensor:
+    """f[R,N,1]: the value of the token at which the mass of the most likely ones reaches ``needed``
+    f64[R,N,1].
+
+    ``needed`` 0 is off (0 is returned). On a CPU first the top 1/64 of the vocabulary is sorted, where the
+    nucleus nearly always ends, and only then more; the result is the same, since a sum of the largest does
+    not depend on what comes behind them."""
+    vocab = weights.shape[-1]
+    ladder = [vocab] if vocab < 4096 or weights.device.type != "cpu" else [vocab // 64, vocab // 8, vocab]
+    for k in ladder:
+        values = _top_values(weights, k) if known is None else known
+        mass = values.double().cumsum(-1)
+        reached = mass[..., -1:]
+        if known is not None or k == vocab or bool(((reached >= needed) | (reached == 0)).all()):
+            break
+    rank = (mass < needed).sum(-1, keepdim=True).clamp(max=values.shape[-1] - 1)
+    # If rounding keeps the mass from ever reaching, everything that is left stays.
+    return torch.where(needed > 0, values.gather(-1, rank), 0.0)
+
+
+def _keep_typical(weights: Tensor, typical_p: Sequence[float]) -> None:
+    """Locally typical sampling: keep the tokens whose surprise is nearest to the entropy, in place."""
+    rows = [i for i, mass in enumerate(typical_p) if mass < 1]
+    for i in rows:  # a full sort over the vocabulary dwarfs the loop
+        total = _total(weights[i])[:, None].to(weights.dtype)
+        p = weights[i] / total
+        surprise = -p.log()
+        entropy = _total(torch.where(p > 0, p * surprise, 0.0))[:, None].to(p.dtype)
+        distance = (surprise - entropy).abs()
+        nearest, order = distance.sort(stable=True)
+        mass = p.gather(-1, order).double().cumsum(-1)
+        last = (mass < typical_p[i]).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)
+        weights[i] *= distance <= nearest.gather(-1, last)
+
+
+@dataclass(frozen=True)
+class TopLogprobs:
+    """Log-probabilities of the model itself: ``chosen`` f[...] and ``rank`` i64[...] (1 is the most likely)
+    of the emitted token, and the k most likely ones, ``values`` f[...,k] and ``tokens`` i64[...,k]."""
+
+    chosen: Tensor
+    rank: Tensor
+    values: Tensor
+    tokens: Tensor
+
+
+def top_logprobs(logits: Tensor, tokens: Tensor, k: int) -> TopLogprobs:
+    """Log-probabilities from raw ``logits`` f[...,V], before temperature, penalties and truncations (as vLLM
+    reports them), for emitted ``tokens`` i64[...] and the k most likely ones (k may be 0)."""
+    logs = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    chosen = logs.gather(-1, tokens[..., None])
+    best = logs.topk(min(k, logs.shape[-1]), -1)
+    return TopLogprobs(chosen[..., 0], (logs > chosen).sum(-1) + 1, best.values, best.indices)
