@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class KVStore(ABC):
 
     branching: bool
     """Whether several nodes may share a parent within one block."""
+    rewindable: bool = True
+    """Whether ``rewind`` can go back to any length, and ``park``/``adopt`` can hand prefixes on."""
     max_slots: int
     rows: int
     lengths: list[int]
@@ -29,8 +32,9 @@ class KVStore(ABC):
         """Activate ``count`` empty rows behind the present ones; returns the index of the first."""
 
     @abstractmethod
-    def reserve(self, first_row: int, batch: int, n: int) -> None:
-        """Make room for ``n`` more tokens in each of these rows. Raises ``CacheFull``."""
+    def reserve(self, first_row: int, batch: int, n: int, offset: int = 0) -> None:
+        """Make room for ``n`` more tokens in each of these rows, ``offset`` slots behind the stored past (earlier
+        levels of a draft that is still growing). Raises ``CacheFull``."""
 
     @abstractmethod
     def extend(self, first_row: int, counts: Sequence[int]) -> None:
@@ -38,7 +42,8 @@ class KVStore(ABC):
 
     @abstractmethod
     def commit(self, path: Tensor, counts: Sequence[int]) -> None:
-        """Keep nodes ``path`` i64[B,A] (block indices, -1 behind ``counts``) of every row's last block."""
+        """Keep, in every row, the ``counts`` first slots named by ``path`` i64[B,A] (counted from the end of the
+        stored past, so node indices of the last block; -1 behind ``counts``), and forget the rest."""
 
     @abstractmethod
     def rewind(self, lengths: Sequence[int]) -> None:
@@ -51,3 +56,11 @@ class KVStore(ABC):
     @abstractmethod
     def free(self, row: int) -> None:
         """Deactivate ``row``; the last row moves to its place."""
+
+    def park(self, row: int) -> Any:
+        """A copy of the stored part of ``row`` that outlives it."""
+        raise NotImplementedError
+
+    def adopt(self, row: int, parked: Any, length: int) -> None:
+        """Fill the empty ``row`` with the first ``length`` tokens of what ``park`` returned."""
+        raise NotImplementedError

@@ -111,8 +111,8 @@ class SlotStore(KVStore):
 
     # -- one forward --------------------------------------------------------------------------------------
 
-    def reserve(self, first_row: int, batch: int, n: int) -> None:
-        lengths = self.lengths[first_row : first_row + batch]
+    def reserve(self, first_row: int, batch: int, n: int, offset: int = 0) -> None:
+        lengths = [length + offset for length in self.lengths[first_row : first_row + batch]]
         stop = max(lengths) + n
         if stop > self.max_slots:
             raise CacheFull(
@@ -151,8 +151,7 @@ class SlotStore(KVStore):
             self.next_positions[first_row + offset] += count
 
     def commit(self, path: Tensor, counts: Sequence[int]) -> None:
-        assert self._write is not None
-        if self._write.n > 1:
+        if path.shape[1] > 1:
             self._compact(path, counts)
         self.extend(0, counts)
 
@@ -184,9 +183,22 @@ class SlotStore(KVStore):
     def rewind(self, lengths: Sequence[int]) -> None:
         for row, length in enumerate(lengths):
             if not 0 <= length <= self.lengths[row]:
-                raise ValueError(f"row {row} holds {self.lengths[row]} tokens and cannot be rewound to {length}")
+                raise ValueError(
+                    f"row {row} holds {self.lengths[row]} tokens and cannot be rewound to {length}"
+                )
             self.next_positions[row] -= self.lengths[row] - length
             self.lengths[row] = length
+
+    def park(self, row: int) -> dict[PlaneShape, Tensor]:
+        length = self.lengths[row]
+        return {shape: buffer[:, row, :, :length].clone() for shape, buffer in self._buffers.items()}
+
+    def adopt(self, row: int, parked: dict[PlaneShape, Tensor], length: int) -> None:
+        assert self.lengths[row] == 0, "only an empty row can adopt a prefix"
+        self.reserve(row, 1, length)
+        for shape, planes in parked.items():
+            self._buffers[shape][:, row, :, :length] = planes[:, :, :length]
+        self.extend(row, [length])
 
     # -- memory -------------------------------------------------------------------------------------------
 

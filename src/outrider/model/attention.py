@@ -36,9 +36,9 @@ class AttentionPlan:
         b, n = block.shape
         self.block, self.device = block, device
         self.past = store.lengths[first_row : first_row + b]
-        self.slots = max(self.past) + n
+        self.slots = max(self.past) + block.offset + n
         self.even = min(self.past) == max(self.past)
-        self.causal = block.ancestors is None and n > 1 and self.past == [0] * b
+        self.causal = block.ancestors is None and n > 1 and block.offset == 0 and self.past == [0] * b
         self.windows: list[int | None] = []
         """Window of every attention call of the running forward (None: full attention)."""
         self._additive: dict[tuple[int | None, torch.dtype, int], Tensor | None] = {}
@@ -55,12 +55,14 @@ class AttentionPlan:
             b, n = self.block.shape
             past = torch.tensor(self.past, device=self.device)[:, None]
             slot = torch.arange(self.slots, device=self.device)
-            node = slot - past  # i64[B,S]: index into the block, negative in the past
+            node = slot - past  # i64[B,S]: index into the tree, negative in the past
             if self.block.ancestors is None:
-                seen = node[:, None, :] <= torch.arange(n, device=self.device)[None, :, None]
+                last = self.block.offset + torch.arange(n, device=self.device)
+                seen = node[:, None, :] <= last[None, :, None]
             else:
-                index = node.clamp(0, n - 1)[:, None, :].expand(b, n, self.slots)
-                new = self.block.ancestors.gather(2, index) & (node < n)[:, None, :]
+                total = self.block.offset + n
+                index = node.clamp(0, total - 1)[:, None, :].expand(b, n, self.slots)
+                new = self.block.ancestors.gather(2, index) & (node < total)[:, None, :]
                 seen = new | (node < 0)[:, None, :]
             self._visible = seen
         return self._visible
@@ -69,12 +71,15 @@ class AttentionPlan:
         """b[B,N,S]: slots at most ``window - 1`` positions behind the token."""
         b, n = self.block.shape
         past = torch.tensor(self.past, device=self.device)[:, None]
-        depth = self.block.depth
-        if depth is None:
-            depth = torch.arange(n, device=self.device).expand(b, n)
         slot = torch.arange(self.slots, device=self.device).expand(b, self.slots)
-        node = (slot - past).clamp(0, n - 1)
-        position = torch.where(slot < past, slot, past + depth.gather(1, node))
+        if self.block.depth is None:
+            depth = (self.block.offset + torch.arange(n, device=self.device)).expand(b, n)
+            position = slot
+        else:
+            depth = self.block.depth
+            known = depth if self.block.earlier is None else torch.cat([self.block.earlier, depth], dim=1)
+            node = (slot - past).clamp(0, known.shape[1] - 1)
+            position = torch.where(slot < past, slot, past + known.gather(1, node))
         return (past + depth)[:, :, None] - position[:, None, :] < window
 
     def additive(self, window: int | None, dtype: torch.dtype, groups: int = 1) -> Tensor | None:
@@ -121,7 +126,9 @@ def attend(
     b, heads, n, d = query.shape
     kv_heads = key.shape[1]
     groups = heads // kv_heads
-    if plan is None:  # somebody calls the model without us: stock masks, built by the registered mask function
+    if (
+        plan is None
+    ):  # somebody calls the model without us: stock masks, built by the registered mask function
         mask, causal = _stock_mask(attention_mask, query, key)
     else:
         plan.windows.append(sliding_window)
@@ -140,7 +147,9 @@ def attend(
         elif mask is not None:
             mask = mask.expand(-1, 1, -1, -1).repeat(1, 1, groups, 1)
     if softcap is None and s_aux is None:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling, dropout_p=dropout
+        )
     else:
         scale = d**-0.5 if scaling is None else scaling
         out = _product(query, key, value, mask, scale, softcap, s_aux)
@@ -178,7 +187,9 @@ def _stock_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor
     if mask is None:
         if n > 1 and n != s:  # right-aligned triangle: a block behind a stored past
             seen = torch.ones(n, s, dtype=torch.bool, device=query.device).tril(s - n)
-            return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, float("-inf"))[None, None], False
+            return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, float("-inf"))[
+                None, None
+            ], False
         return None, n > 1
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))

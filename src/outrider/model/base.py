@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 class Block:
     """New tokens of B rows for one forward: a draft tree, or a chunk of prompt (a chain).
 
-    ``ancestors`` b[B,N,N] says which new tokens each new token sees (itself included); None means a causal
+    ``ancestors`` b[B,N,offset+N] says which nodes each new token sees (itself included); None means a causal
     chain. Every token sees the whole stored past of its row. ``counts`` are the real tokens per row; padding
     stands behind them, is computed along and never seen.
     """
 
     tokens: Tensor  # i64[B,N]
     counts: list[int]
-    depth: Tensor | None = None  # i64[B,N]; None: 0, 1, 2, ...
-    ancestors: Tensor | None = None
+    depth: Tensor | None = None  # i64[B,N]; None: offset, offset + 1, ...
+    ancestors: Tensor | None = None  # b[B,N,offset+N]
+    offset: int = 0
+    """Nodes of the same, still growing tree that earlier forwards wrote behind the stored past."""
+    earlier: Tensor | None = None
+    """i64[B,offset]: the depth of those nodes (only windows need it); given whenever ``depth`` and ``offset`` are."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,6 +74,8 @@ class Block:
             self.counts,
             None if self.depth is None else self.depth.to(device),
             None if self.ancestors is None else self.ancestors.to(device),
+            self.offset,
+            None if self.earlier is None else self.earlier.to(device),
         )
 
     def as_tree(self) -> DraftTree:

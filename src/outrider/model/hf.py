@@ -152,19 +152,22 @@ class HFModel(LanguageModel):
         assert isinstance(store, SlotStore)
         block = block.to(self.device)
         b, n = block.shape
-        store.reserve(first_row, b, n)
+        store.reserve(first_row, b, n, block.offset)
         plan = attention.AttentionPlan(block, store, first_row, self.device)
         first = torch.tensor(store.next_positions[first_row : first_row + b], device=self.device)[:, None]
-        depth = torch.arange(n, device=self.device)[None] if block.depth is None else block.depth
-        target = self.hf if logits == "all" else self._trunk()
+        depth = (
+            block.offset + torch.arange(n, device=self.device)[None] if block.depth is None else block.depth
+        )
+        target = self.hf if logits == "all" else self.hf.get_decoder()
+        positions = first + depth
+        if (
+            self.max_positions is not None
+        ):  # nodes beyond the end are drafted in vain; keep learned tables in range
+            positions = positions.clamp(max=self.max_positions - 1)
         with torch.inference_mode(), self._capture.layers(capture) as captured:
-            out = self._call(target, block.tokens, first + depth, StoreCache(store), plan)
+            out = self._call(target, block.tokens, positions, StoreCache(store), plan)
         scores = out.logits if logits == "all" else torch.empty(b, 0, self.vocab_size, device=self.device)
         return ModelOutput(scores, captured.stacked() if capture else None)
-
-    def _trunk(self) -> PreTrainedModel:
-        """The model without its head."""
-        return getattr(self.hf, self.hf.base_model_prefix, self.hf)
 
     def _call(
         self, target: Any, tokens: Tensor, positions: Tensor, cache: Cache, plan: attention.AttentionPlan
@@ -179,5 +182,10 @@ class HFModel(LanguageModel):
                 mask = torch.zeros(tokens.shape[0], 1, 1, plan.slots, dtype=self.dtype, device=self.device)
             extra = {"attention_mask": mask}
         return target(
-            input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True, return_dict=True, **extra
+            input_ids=tokens,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+            **extra,
         )

@@ -1,0 +1,1 @@
+"""Policies: how much to draft, and when to stop drafting."""
