@@ -20,9 +20,15 @@ def decoder_layers(hf: nn.Module) -> nn.ModuleList:
     """The list of decoder layers, found by structure: a ``ModuleList`` with one entry per hidden layer."""
     count = text_config(hf.config).num_hidden_layers  # type: ignore[union-attr]
     for module in hf.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and any(True for _ in module.parameters()):
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module) == count
+            and any(True for _ in module.parameters())
+        ):
             return module
-    raise ModelError(f"no list of {count} decoder layers in {type(hf).__name__}", hint="Hidden states are unavailable.")
+    raise ModelError(
+        f"no list of {count} decoder layers in {type(hf).__name__}", hint="Hidden states are unavailable."
+    )
 
 
 class Captured:
@@ -75,12 +81,11 @@ class Capture:
 
                 handles.append(layers[0].register_forward_pre_hook(before, with_kwargs=True))
             elif layer == -1:
-                trunk = getattr(self.hf, self.hf.base_model_prefix, self.hf)
 
                 def last(_: nn.Module, args: Any, out: Any) -> None:
                     captured.states[-1] = out.last_hidden_state
 
-                handles.append(trunk.register_forward_hook(last))
+                handles.append(self.hf.get_decoder().register_forward_hook(last))
             else:
 
                 def after(_: nn.Module, args: Any, out: Any, layer: int = layer) -> None:
