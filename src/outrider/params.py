@@ -108,7 +108,8 @@ class SamplingParams:
             self._whole("seed", -(2**63), 2**63 - 1)
         if self.logprobs is not None:
             self._whole("logprobs", 0)
-        if not isinstance(self.ignore_eos, bool):
+        ignore_eos: Any = self.ignore_eos
+        if not isinstance(ignore_eos, bool):
             self._fail("ignore_eos", "True or False")
         self._check_lists()
 
@@ -116,11 +117,12 @@ class SamplingParams:
         self._set("logit_bias", self._bias())
         ids = [self.stop_token_ids] if isinstance(self.stop_token_ids, Integral) else self.stop_token_ids
         self._set("stop_token_ids", self._token_ids("stop_token_ids", ids))
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        stop: Any = [self.stop] if isinstance(self.stop, str) else self.stop
         if not _is_list(stop) or not all(isinstance(s, str) and s for s in stop):
             self._fail("stop", "a string or a list of strings, none of them empty")
         self._set("stop", tuple(stop))
-        if not _is_list(self.bad_words) or not all(_is_list(w) or isinstance(w, str) for w in self.bad_words):
+        words: Any = self.bad_words
+        if not _is_list(words) or not all(_is_list(w) or isinstance(w, str) for w in words):
             self._fail("bad_words", "a list of strings or of lists of token ids")
         if not all(len(word) for word in self.bad_words):
             self._fail("bad_words", "words that are not empty")
@@ -128,7 +130,7 @@ class SamplingParams:
             "bad_words",
             tuple(w if isinstance(w, str) else self._token_ids("bad_words", w) for w in self.bad_words),
         )
-        processors = self.logits_processors
+        processors: Any = self.logits_processors
         if not isinstance(processors, Sequence) or isinstance(processors, str):
             self._fail("logits_processors", "a list")
         self._set("logits_processors", tuple(processors))
@@ -198,17 +200,18 @@ class SamplingParams:
             self._fail(name, allowed)
         self._set(name, float(value))
 
-    def _token_ids(self, name: str, ids: object) -> tuple[int, ...]:
-        if not _is_list(ids) or not all(_is_whole(i) and i >= 0 for i in ids):  # type: ignore[attr-defined]
+    def _token_ids(self, name: str, ids: Any) -> tuple[int, ...]:
+        if not _is_list(ids) or not all(_is_whole(i) and i >= 0 for i in ids):
             self._fail(name, "made of token ids, whole numbers from 0 up")
-        return tuple(int(i) for i in ids)  # type: ignore[attr-defined]
+        return tuple(int(i) for i in ids)
 
     def _bias(self) -> dict[int, float]:
         allowed = "a mapping of token ids to numbers (not NaN, not +inf)"
-        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+        given: Any = {} if self.logit_bias is None else self.logit_bias
+        if not isinstance(given, Mapping):
             self._fail("logit_bias", allowed)
         bias: dict[int, float] = {}
-        for key, value in (self.logit_bias or {}).items():
+        for key, value in given.items():
             if isinstance(key, str) and key.isdecimal():  # JSON has no integer keys
                 key = int(key)
             bad = isinstance(value, bool) or not isinstance(value, Real) or not float(value) < math.inf

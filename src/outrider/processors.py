@@ -112,7 +112,7 @@ def as_row_processor(spec: Any) -> RowProcessor:
     if callable(spec):
         if not isinstance(spec, type) and _takes(spec, 2):
             return _Callable(spec)
-        if _takes(spec, 0):
+        if not inspect.isabstract(spec) and _takes(spec, 0):
             made = spec()
             if isinstance(made, RowProcessor):
                 return made

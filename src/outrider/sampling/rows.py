@@ -63,13 +63,15 @@ class RowSampling:
         """Tokens of output so far."""
         self.stop_ids = tuple(sorted({*stop_ids, *params.stop_token_ids}))
         self.bias = dict(params.logit_bias or {})
-        words = params.bad_words if bad_words is None else bad_words
-        if any(isinstance(word, str) for word in words):
-            raise RequestError(
-                "bad_words contains strings",
-                why="there is no tokenizer here",
-                hint="Give lists of token ids.",
-            )
+        words: list[Sequence[int]] = []
+        for word in params.bad_words if bad_words is None else bad_words:
+            if isinstance(word, str):
+                raise RequestError(
+                    f"bad_words contains the string {word!r}",
+                    why="there is no tokenizer here",
+                    hint="Give lists of token ids.",
+                )
+            words.append(word)
         self.bad_words = _by_length([tuple(int(t) for t in word) for word in words])
         self.longest_prefix = max(self.bad_words, default=0)
         for name, ids in (
