@@ -53,6 +53,10 @@ def test_fit_respects_every_side_of_a_budget(depth: int, nodes: int, width: int)
     assert part.width <= width
 
 
+def test_a_small_part_of_the_template_is_broad_before_it_is_deep() -> None:
+    assert set(token_recycling_tree().prefix(4).paths) == {(), (0,), (1,), (0, 0), (2,)}
+
+
 def test_a_budget_of_width_one_leaves_the_chain_of_first_children() -> None:
     assert token_recycling_tree().fit(Budget(6, 80, 1)).paths == StaticTree.chain(6).paths
 

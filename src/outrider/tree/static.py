@@ -100,8 +100,8 @@ class StaticTree:
     def from_paths(cls, paths: Sequence[Sequence[int]], weights: Sequence[float] | None = None) -> StaticTree:
         """A template from paths of child ranks, in any order, the root left out.
 
-        ``weights`` has one number per path; without it a node is worth the product of 1 / (rank + 1) along
-        its path. Raises ``ValueError`` for a path that comes twice, is empty, or whose parent is missing.
+        ``weights`` has one number per path; without it a node is worth the product of 0.4 / (rank + 1)
+        along its path. Raises ``ValueError`` for a path that comes twice, is empty, or has no parent.
         """
         given = [tuple(path) for path in paths]
         for path in given:
@@ -162,7 +162,7 @@ class StaticTree:
 def _zipf(path: Path) -> float:
     worth = 1.0
     for rank in path:
-        worth /= rank + 1
+        worth *= 0.4 / (rank + 1)
     return worth
 
 
@@ -205,6 +205,8 @@ def token_recycling_tree() -> StaticTree:
 
     The paper gives the counts, and for level 2 the children per parent rank: 8, 4, 3, 2, 1, 1, 1, 1. Rank
     probabilities proportional to 1 / (rank + 1) reproduce exactly that level, and put the deeper ones under
-    the low ranks, as described.
+    the low ranks, as described. Their sum is 1, so that a part of the template for a smaller budget weighs
+    one level more against one rank more.
     """
-    return StaticTree.best_first([1 / (r + 1) for r in range(8)], level_counts=(8, 21, 25, 15, 8, 3))
+    total = sum(1 / (r + 1) for r in range(8))
+    return StaticTree.best_first([1 / (r + 1) / total for r in range(8)], level_counts=(8, 21, 25, 15, 8, 3))
