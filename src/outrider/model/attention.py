@@ -12,6 +12,8 @@ transformers hands an attention function whatever keyword arguments the model wa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from outrider.model.base import Block
 
 NAME = "outrider"
+_SETTING = "_attn_implementation_internal"
 
 
 class AttentionPlan:
@@ -196,8 +199,46 @@ def _stock_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor
     return mask[..., : key.shape[2]], False
 
 
+def implementation(hf: torch.nn.Module, name: str) -> None:
+    """Let every module of ``hf`` that reads a configuration use the attention function ``name``."""
+    for module in hf.modules():  # sub-models share or own a config
+        config = getattr(module, "config", None)
+        if hasattr(config, _SETTING):
+            setattr(config, _SETTING, name)
+
+
+def _settings(hf: torch.nn.Module) -> list[tuple[Any, str]]:
+    """Every configuration of ``hf`` with the attention function it names now."""
+    configs = {id(c): c for module in hf.modules() if hasattr(c := getattr(module, "config", None), _SETTING)}
+    return [(config, getattr(config, _SETTING)) for config in configs.values()]
+
+
+@contextmanager
+def stock(hf: torch.nn.Module) -> Iterator[None]:
+    """Inside, ``hf`` runs with transformers' own eager attention."""
+    before = _settings(hf)
+    implementation(hf, "eager")
+    try:
+        yield
+    finally:
+        for config, name in before:
+            setattr(config, _SETTING, name)
+
+
+@contextmanager
+def restored_on_error(hf: torch.nn.Module) -> Iterator[None]:
+    """Leave ``hf`` with the attention it came with when the body fails."""
+    before = _settings(hf)
+    try:
+        yield
+    except BaseException:
+        for config, name in before:
+            setattr(config, _SETTING, name)
+        raise
+
+
 def register() -> None:
-    """Make ``attn_implementation="outrider"`` known to transformers: the attention *and* its mask function."""
+    """Make the name ``outrider`` known to transformers: the attention *and* its mask function."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 

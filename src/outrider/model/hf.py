@@ -96,10 +96,7 @@ class HFModel(LanguageModel):
         can_set = getattr(self.hf, "_can_set_attn_implementation", None)
         if can_set is None or not can_set():
             return False
-        for module in self.hf.modules():  # sub-models share or own a config: set each one it reads
-            config = getattr(module, "config", None)
-            if hasattr(config, "_attn_implementation_internal"):
-                config._attn_implementation_internal = attention.NAME
+        attention.implementation(self.hf, attention.NAME)
         return True
 
     def _probe(self) -> LayerShapes:
@@ -119,10 +116,7 @@ class HFModel(LanguageModel):
             )
         if self._native and len(plan.windows) != len(recorder.shapes):
             self._native = False  # keyword arguments do not reach the attention function in this family
-            for module in self.hf.modules():
-                config = getattr(module, "config", None)
-                if hasattr(config, "_attn_implementation_internal"):
-                    config._attn_implementation_internal = "eager"
+            attention.implementation(self.hf, "eager")
         windows = expected_windows(self.hf.config)
         seen = [w is not None for w in plan.windows] if self._native else [False] * len(recorder.shapes)
         wanted = [w is not None for w in windows] if windows else [False] * len(seen)
