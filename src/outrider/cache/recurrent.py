@@ -46,7 +46,7 @@ def _layer(layer: Any) -> Any:
 
 @dataclass
 class RecurrentRow:
-    """One row. ``cache`` has seen all committed tokens but ``pending``; with a ``block`` outstanding, both."""
+    """One row. ``cache`` has seen all committed tokens but ``pending``; behind a ``block``, those too."""
 
     cache: Cache
     pending: list[int] = field(default_factory=list)

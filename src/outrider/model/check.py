@@ -23,7 +23,7 @@ _TREE = [
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Largest difference that rounding explains in ``dtype``, relative to the spread of the logits.
+    """Largest difference that rounding in ``dtype`` explains, in units of the logits' spread.
 
     A wrong mask or position is off by 0.1 and more; deep bfloat16 models round to a few hundredths. float64 is
     held to float32's limit, because many families compute norms, routers or states in float32.
