@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from outrider.draft.base import DraftContext
-from outrider.draft.recycling import TokenRecycling, top_tokens
+from outrider.draft.recycling import TokenRecycling, close_gaps, top_tokens
 from outrider.errors import ConfigError
 from outrider.rng import Draws
 from outrider.run.row import Row
@@ -128,6 +128,26 @@ def test_a_warm_matrix_gives_the_whole_template() -> None:
     for b in range(2):
         check_filled(drafter, tree, b, drafter.tree)
     assert propose(drafter, [1], Budget(0, 0, 1)).shape == (1, 1)
+
+
+@given(st.integers(0, 1000), st.integers(1, 60))
+def test_gaps_close_on_an_accelerator_as_on_the_host(seed: int, nodes: int) -> None:
+    """The tensor program that runs where nothing may be read back gives the host's tree, padded further."""
+    drafter = bound()
+    for step in range(2):
+        first = propose(drafter, [seed % V])
+        drafter.observe(verified(first, noise(first, seed + step)))
+    template = drafter.tree.prefix(nodes)
+    tree = propose(drafter, [seed % V, (seed + 1) % V], Budget(6, nodes, 8))
+    tokens = [[seed % V], [(seed + 1) % V]]
+    for line in tokens:
+        for parent, rank in zip(template.parents[1:], template.ranks[1:], strict=True):
+            line.append(int(drafter.matrix[line[parent], rank]))
+    filled = torch.tensor(tokens)
+    closed, parents = close_gaps(filled, torch.tensor(template.parents).expand(filled.shape), filled >= 0)
+    assert torch.equal(closed[:, : tree.shape[1]], tree.tokens)
+    assert torch.equal(parents[:, : tree.shape[1]], tree.parents)
+    assert (parents[:, tree.shape[1] :] == PADDING).all()
 
 
 def test_rows_do_not_depend_on_each_other() -> None:

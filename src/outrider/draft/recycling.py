@@ -17,7 +17,7 @@ from outrider.draft.base import DraftContext, Drafter
 from outrider.errors import ConfigError
 from outrider.rng import Draws
 from outrider.tree.static import StaticTree, token_recycling_tree
-from outrider.types import PADDING, Budget, DraftTree, Needs, Outcome
+from outrider.types import PADDING, ROOT, Budget, DraftTree, Needs, Outcome
 
 if TYPE_CHECKING:
     from outrider.run.row import Row
@@ -142,25 +142,35 @@ class TokenRecycling(Drafter):
             last = self.matrix[last[:, above], ranks]
             filled.append(last)
         tokens = torch.cat(filled, dim=1)
-        parents = parents.expand(tokens.shape)
-        depth, width = tree.depth, tree.width
-        real = tokens >= 0
-        host = None
-        if device.type != "cpu":  # nothing may wait for an accelerator: the padding stays
-            tokens, parents, _ = _close_gaps(tokens, parents, real)
-        else:
-            counts = [tokens.shape[1]] * len(rows)
-            if not bool(real.all()):
-                tokens, parents, kept = _close_gaps(tokens, parents, real)
-                counts = kept.tolist()
-                tokens, parents = tokens[:, : max(counts)].contiguous(), parents[:, : max(counts)]
-                depth = max(d for d, level in enumerate(filled) if bool((level >= 0).any()))
-            host = [(t[:n], p[:n]) for t, p, n in zip(tokens.tolist(), parents.tolist(), counts, strict=True)]
+        if device.type == "cpu":
+            return self._known(tokens, tree, parents)
+        # Nothing may wait for an accelerator: the padding stays.
+        tokens, parents = close_gaps(tokens, parents.expand(tokens.shape), tokens >= 0)
+        origins = ("target", self.name)
+        return DraftTree(tokens, parents, tree.depth, tree.width, origins=origins)
+
+    def _known(self, tokens: Tensor, tree: StaticTree, parents: Tensor) -> DraftTree:
+        """The tree on the host: without the nodes that no row has, and with its lists."""
+        above, host = list(tree.parents), []
+        lines = tokens.tolist()
+        for line in lines:
+            if -1 not in line:
+                host.append((line, above.copy()))
+                continue
+            place, kept_tokens, kept_parents = [-1] * len(line), list[int](), list[int]()
+            for node, token in enumerate(line):
+                if token >= 0:
+                    place[node] = len(kept_tokens)
+                    kept_tokens.append(token)
+                    kept_parents.append(place[above[node]] if node else ROOT)
+            host.append((kept_tokens, kept_parents))
+        if any(len(kept) < len(line) for (kept, _), line in zip(host, lines, strict=True)):
+            return DraftTree.build(host, origin=self.name)
         return DraftTree(
             tokens=tokens,
-            parents=parents.contiguous(),
-            depth_bound=depth,
-            width_bound=width if depth else 1,
+            parents=parents.expand(tokens.shape).contiguous(),
+            depth_bound=tree.depth,
+            width_bound=tree.width,
             origins=("target", self.name),
             host=host,
         )
@@ -196,11 +206,10 @@ def _last_occurrence(keys: Tensor, nowhere: int) -> Tensor:
     return torch.where(torch.empty_like(repeated).scatter_(0, index, repeated), nowhere, keys)
 
 
-def _close_gaps(tokens: Tensor, parents: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def close_gaps(tokens: Tensor, parents: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """Move the ``real`` b[B,N] nodes of each row to its front, in order; ``parents`` i64[B,N] as before.
 
-    Returns tokens and parents i64[B,N] (padding behind) and the number of real nodes i64[B]. The parent of a
-    real node must be real.
+    Returns tokens and parents i64[B,N], the padding behind. The parent of a real node must be real.
     """
     place = real.cumsum(1) - 1  # of a real node
     order = (~real).sort(dim=1, stable=True).indices
@@ -209,4 +218,4 @@ def _close_gaps(tokens: Tensor, parents: Tensor, real: Tensor) -> tuple[Tensor, 
     parents = parents.gather(1, order)
     parents = torch.where(parents < 0, parents, place.gather(1, parents.clamp(min=0)))
     behind = torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None]
-    return tokens.masked_fill(behind, 0), parents.masked_fill(behind, PADDING), counts
+    return tokens.masked_fill(behind, 0), parents.masked_fill(behind, PADDING)

@@ -42,6 +42,8 @@ def take_rows(tree: DraftTree, rows: Sequence[int]) -> DraftTree:
 def stack_rows(pieces: Sequence[tuple[Sequence[int], DraftTree]]) -> DraftTree:
     """One batch from trees of some rows each: ``(places in the batch, tree)``; every place comes once."""
     trees = [tree for _, tree in pieces]
+    if _on_host(*trees):
+        return _stack_lists(pieces)
     batch = sum(len(rows) for rows, _ in pieces)
     nodes = max(tree.shape[1] for tree in trees)
     device = trees[0].tokens.device
@@ -93,8 +95,7 @@ def merge_trees(first: DraftTree, second: DraftTree, *, nodes: int, width: int) 
     there is no room, the nodes of ``second`` that come last in level order go, their descendants with them,
     and the siblings of a ``GREEDY_MIXED`` set together or not at all, since a part of such a set has another
     law."""
-    plain = all(x is None for t in (first, second) for x in (t.drawn, t.law, t.laws, t.role))
-    if plain and first.host is not None and second.host is not None:
+    if _on_host(first, second):
         return _merge_lists(first, second, nodes, width)
     return _merge_tensors(first, second, nodes, width)
 
@@ -102,11 +103,11 @@ def merge_trees(first: DraftTree, second: DraftTree, *, nodes: int, width: int) 
 def _merge_lists(first: DraftTree, second: DraftTree, nodes: int, width: int) -> DraftTree:
     """``merge_trees`` where both are point-mass trees known on the host."""
     names, maps = _join_origins([first, second])
-    labels = [_relabel(tree, m).tolist() for tree, m in zip((first, second), maps, strict=True)]
+    labels = [_labels(tree, m) for tree, m in zip((first, second), maps, strict=True)]
     rows, origin = [], []
     pairs = zip(first.host or [], second.host or [], strict=True)
     for b, ((tokens, parents), (more, above)) in enumerate(pairs):
-        tokens, parents, label = list(tokens), list(parents), labels[0][b][: len(tokens)]
+        tokens, parents, label = list(tokens), list(parents), labels[0][b]
         known: dict[tuple[int, int], int] = {}
         kids = [0] * (len(tokens) + len(more))
         for node in range(1, len(tokens)):
@@ -131,11 +132,7 @@ def _merge_lists(first: DraftTree, second: DraftTree, nodes: int, width: int) ->
                 label.append(labels[1][b][node])
         rows.append((tokens, parents))
         origin.append(label)
-    tree = DraftTree.build(rows, device=first.tokens.device)
-    filled = [label + [1] * (tree.shape[1] - len(label)) for label in origin]
-    tree.origin = torch.tensor(filled, device=first.tokens.device)
-    tree.origins = names
-    return tree
+    return _from_lists(rows, origin, names, first.tokens.device)
 
 
 def _merge_tensors(first: DraftTree, second: DraftTree, nodes: int, width: int) -> DraftTree:
@@ -227,6 +224,47 @@ def _with_families(tree: DraftTree, fresh: Tensor, fits: Tensor) -> Tensor:
         family = family & mixed[:, :, None] & mixed[:, None, :]
         lost = lost | (fresh & (family & lost[:, None, :]).any(-1))
     return fresh & ~(tree.ancestors & lost[:, None, :]).any(-1)
+
+
+def _on_host(*trees: DraftTree) -> bool:
+    """All are point-mass trees whose lists are known."""
+    return all(
+        t.host is not None and t.drawn is None and t.law is None and t.laws is None and t.role is None
+        for t in trees
+    )
+
+
+def _stack_lists(pieces: Sequence[tuple[Sequence[int], DraftTree]]) -> DraftTree:
+    """``stack_rows`` where all trees are known on the host."""
+    origins, maps = _join_origins([tree for _, tree in pieces])
+    found: dict[int, tuple[tuple[list[int], list[int]], list[int]]] = {}
+    for (places, tree), names in zip(pieces, maps, strict=True):
+        found.update(zip(places, zip(tree.host or [], _labels(tree, names), strict=True), strict=True))
+    rows = [found[b] for b in range(len(found))]
+    device = pieces[0][1].tokens.device
+    return _from_lists([row for row, _ in rows], [label for _, label in rows], origins, device)
+
+
+def _from_lists(
+    rows: Sequence[tuple[list[int], list[int]]],
+    labels: Sequence[list[int]],
+    origins: tuple[str, ...],
+    device: torch.device,
+) -> DraftTree:
+    """A point-mass tree from (tokens, parents) per row, and per row the origin of each node."""
+    tree = DraftTree.build(rows, device=device)
+    filled = [label + [1] * (tree.shape[1] - len(label)) for label in labels]
+    tree.origin = torch.tensor(filled, device=device)
+    tree.origins = origins
+    return tree
+
+
+def _labels(tree: DraftTree, names: list[int]) -> list[list[int]]:
+    """Per row the new origin index of each real node, for a tree that is known on the host."""
+    sizes = [len(tokens) for tokens, _ in tree.host or []]
+    if tree.origin is None:  # the root from the target, all else from the one drafter
+        return [[names[0], *names[1:2] * (size - 1)] for size in sizes]
+    return [[names[i] for i in row[:size]] for row, size in zip(tree.origin.tolist(), sizes, strict=True)]
 
 
 def _field(tree: DraftTree, name: str) -> Tensor:
