@@ -99,7 +99,7 @@ def check(kind: type[Brackets], tokens: list[int], parents: list[int], keep_host
     tree.host = tree.host if keep_host else None
     other = RowSampling(SamplingParams(), VOCAB, [5])
     logits = torch.stack([logits_of(len(tokens), seed), logits_of(len(tokens), seed + 1)])
-    got = warp(logits, [row, other], tree).logits
+    got = warp(logits, [row, other], tree)._logits
     assert got is not None
     paths = [[t for t in path if t >= 0] for path in paths_of(tree)[0].tolist()]
     reachable = 0
@@ -176,8 +176,8 @@ def test_users_callable_sees_prompt_output_and_path() -> None:
     tree = DraftTree.build([([1, 2, 3, 4], [-1, 0, 1, 0])])
     law = warp(logits_of(4)[None], [row], tree)
     assert sorted(seen) == [[5, 6, 1], [5, 6, 1, 2], [5, 6, 1, 2, 3], [5, 6, 1, 4]]
-    assert law.logits is not None
-    assert law.logits[0].isneginf().nonzero().tolist() == [[0, 3], [1, 4], [2, 5], [3, 4]]
+    assert law._logits is not None
+    assert law._logits[0].isneginf().nonzero().tolist() == [[0, 3], [1, 4], [2, 5], [3, 4]]
     twin = row.fork()
     twin.advance([7])
     assert row.processors[0].tokens == [5, 6, 1]  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def test_transformers_processors() -> None:
     row.advance([1])
     tree = DraftTree.build([([1, 2, 3, 1], [-1, 0, 1, 0])])
     logits = logits_of(4)
-    got = warp(logits[None], [row], tree).logits
+    got = warp(logits[None], [row], tree)._logits
     assert got is not None
     for node, path in enumerate([[], [2], [2, 3], [1]]):
         want = given(torch.tensor([[1, 2, 3, 1, *path]]), logits[node : node + 1].clone())[0]
@@ -206,7 +206,7 @@ def test_processors_run_in_order() -> None:
 
     row = RowSampling(SamplingParams(logits_processors=[double, add]), VOCAB, [1])
     logits = logits_of(1)[None]
-    got = warp(logits, [row]).logits
+    got = warp(logits, [row])._logits
     assert got is not None
     assert torch.equal(got, logits * 2 + 1)
 

@@ -247,7 +247,7 @@ def test_the_nucleus_does_not_depend_on_how_far_was_sorted() -> None:
 def test_all_greedy_is_a_no_op() -> None:
     logits = random_logits(2, 3, 4096, dtype=torch.float32)
     law = warp(logits, [RowSampling(SamplingParams(top_p=0.5, top_k=3, min_p=0.1), 4096) for _ in range(2)])
-    assert law.logits is logits
+    assert law._logits is logits
     assert law.all_greedy
     assert torch.equal(law.choose(), logits.argmax(-1))
     assert law._probs is None
@@ -390,8 +390,8 @@ def test_a_draft_model_with_another_number_of_ids(vocab: int) -> None:
     tree = DraftTree.build([([2, 22, 3, 2], [-1, 0, 1, 2])])
     logits = random_logits(1, 4, VOCAB + 5)
     shared = min(vocab, VOCAB)
-    small = warp(logits[..., :vocab], [row], tree).logits
-    whole = warp(logits[..., :VOCAB], [row], tree).logits
+    small = warp(logits[..., :vocab], [row], tree)._logits
+    whole = warp(logits[..., :VOCAB], [row], tree)._logits
     assert small is not None
     assert whole is not None
     assert torch.equal(small[..., :shared], whole[..., :shared])

@@ -60,17 +60,20 @@ class Warped:
         greedy: Sequence[bool],
         truncation: Truncation | None = None,
         weights: Tensor | None = None,
+        owned: bool = False,
     ) -> None:
-        self.logits = logits
-        """f[B,N,V] with penalties, processors and temperature applied, before the softmax; None for
-        ``from_probs``. Not to be edited."""
+        """``logits`` f[B,N,V] with temperature applied, or ``weights`` f[B,N,V] >= 0 of rows that are all
+        sampled. ``owned``: nobody else holds ``logits``, so they may be overwritten."""
         self.greedy = tuple(greedy)
         """Per row: temperature 0."""
+        self._sampled = not any(self.greedy)
+        self._logits = logits
+        self._owned = owned
         self._truncation = truncation
-        self._sampled = [i for i, is_greedy in enumerate(self.greedy) if not is_greedy]
-        self._weights = weights  # f[R,N,V] of the R sampled rows, not necessarily normalised
+        self._weights = weights
         self._probs: Tensor | None = None
         self._argmax: Tensor | None = None
+        self._halves: list[tuple[list[int], Warped]] = []
 
     @classmethod
     def from_probs(cls, probs: Tensor) -> Warped:
@@ -82,14 +85,14 @@ class Warped:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(B, N, V)."""
-        some = self.logits if self.logits is not None else self._weights
+        some = self._logits if self._logits is not None else self._weights
         assert some is not None  # every constructor sets one of the two
         return some.shape[0], some.shape[1], some.shape[2]
 
     @property
     def all_greedy(self) -> bool:
         """Every row is at temperature 0 (known on the host)."""
-        return not self._sampled
+        return all(self.greedy)
 
     @property
     def argmax(self) -> Tensor:
@@ -97,7 +100,7 @@ class Warped:
         if self._argmax is None:
             if self.all_greedy:
                 self._argmax = _argmax(self._known_logits())
-            elif len(self._sampled) == len(self.greedy):
+            elif self._sampled:
                 best = _argmax(self._law_weights())
                 # All weights are zero where there is no law, and the "most likely" of those is no token.
                 mass = self._law_weights().gather(-1, best.clamp(min=0)[..., None])[..., 0]
@@ -112,7 +115,7 @@ class Warped:
         if self._probs is None:
             if self.all_greedy:
                 self._probs = self._one_hot()
-            elif len(self._sampled) == len(self.greedy):
+            elif self._sampled:
                 self._probs = self._normalised()
             else:
                 self._probs = self._assemble(lambda part: part.probs)
@@ -127,7 +130,7 @@ class Warped:
             return self.argmax
         if u is None:
             raise ValueError("choose() needs u: some rows are sampled")
-        if len(self._sampled) == len(self.greedy):
+        if self._sampled:
             return inverse_cdf(self._law_weights(), u)
         return self._assemble(lambda part, mine: part.choose(mine), u)
 
@@ -147,24 +150,20 @@ class Warped:
     def nodes(self, index: Tensor) -> Warped:
         """The laws of nodes ``index`` i64[B,M] of each row: B x M."""
         pick = index[..., None].expand(*index.shape, self.shape[2])
-        logits = None if self.logits is None else self.logits.gather(1, pick)
-        weights = self._weights
-        if weights is not None:
-            rows = slice(None) if len(self._sampled) == len(self.greedy) else self._sampled
-            weights = weights.gather(1, pick[rows])
-        law = Warped(logits, self.greedy, self._truncation, weights)
+        logits = None if self._logits is None else self._logits.gather(1, pick)
+        weights = None if self._weights is None else self._weights.gather(1, pick)
+        law = Warped(logits, self.greedy, self._truncation, weights, owned=True)
         law._probs = None if self._probs is None else self._probs.gather(1, pick)
         law._argmax = None if self._argmax is None else self._argmax.gather(1, index)
         return law
 
     def rows(self, index: Sequence[int]) -> Warped:
-        """The laws of rows ``index`` (on the host, ascending): len(index) x N."""
+        """The laws of rows ``index`` (on the host): len(index) x N."""
         pick = list(index)
-        logits = None if self.logits is None else self.logits[pick]
+        logits = None if self._logits is None else self._logits[pick]
         truncation = None if self._truncation is None else self._truncation.rows(pick)
-        place = {row: i for i, row in enumerate(self._sampled)}
-        weights = None if self._weights is None else self._weights[[place[i] for i in pick if i in place]]
-        law = Warped(logits, [self.greedy[i] for i in pick], truncation, weights)
+        weights = None if self._weights is None else self._weights[pick]
+        law = Warped(logits, [self.greedy[i] for i in pick], truncation, weights, owned=True)
         law._probs = None if self._probs is None else self._probs[pick]
         law._argmax = None if self._argmax is None else self._argmax[pick]
         return law
@@ -172,19 +171,19 @@ class Warped:
     # Inside: greedy and sampled rows are computed apart and put together again.
 
     def _assemble(self, of: Callable[..., Tensor], extra: Tensor | None = None) -> Tensor:
-        out: Tensor | None = None
-        for want in (True, False):
-            index = [i for i, is_greedy in enumerate(self.greedy) if is_greedy is want]
-            part = of(self.rows(index)) if extra is None else of(self.rows(index), extra[index])
-            if out is None:
-                out = part.new_empty(len(self.greedy), *part.shape[1:])
+        if not self._halves:
+            for want in (True, False):
+                index = [i for i, is_greedy in enumerate(self.greedy) if is_greedy is want]
+                self._halves.append((index, self.rows(index)))
+        parts = [(i, of(half) if extra is None else of(half, extra[i])) for i, half in self._halves]
+        out = parts[0][1].new_empty(len(self.greedy), *parts[0][1].shape[1:])
+        for index, part in parts:
             out[index] = part
-        assert out is not None
         return out
 
     def _known_logits(self) -> Tensor:
-        assert self.logits is not None  # only from_probs has none, and it has no greedy rows
-        return self.logits
+        assert self._logits is not None  # gone only where all rows are sampled and their weights are there
+        return self._logits
 
     def _law_dtype(self) -> torch.dtype:
         return torch.float64 if self._known_logits().dtype == torch.float64 else torch.float32
@@ -192,11 +191,16 @@ class Warped:
     def _law_weights(self) -> Tensor:
         """f[B,N,V] >= 0 of rows that are all sampled; zero where there is no law."""
         if self._weights is None:
-            weights = torch.softmax(self._known_logits(), -1, dtype=self._law_dtype())
-            # One impossible logit makes the whole row of a softmax NaN, so one entry tells.
-            dead = weights[..., :1].isnan()
+            x = self._known_logits().to(self._law_dtype())
+            best = x.amax(-1, keepdim=True)
+            mine = self._owned or x is not self._logits
+            # A softmax without its division, in place where possible: a fresh vector over the vocabulary per
+            # node costs more in page faults than the arithmetic, and every user divides by a better sum.
+            weights = (x.sub_(best) if mine else x - best).exp_()
+            dead = ~best.isfinite()
             if weights.device.type != "cpu" or bool(dead.any()):
                 weights = weights.masked_fill_(dead, 0.0)
+            self._logits = None
             if self._truncation is not None and self._truncation.any:
                 _truncate(weights, self._truncation)
             self._weights = weights
@@ -204,7 +208,7 @@ class Warped:
 
     def _normalised(self) -> Tensor:
         weights = self._law_weights()
-        # Also where nothing was cut: the sum inside a float32 softmax is off by 3e-5 for 150,000 tokens.
+        # Not the sum inside torch's softmax, which in float32 is off by 3e-5 for 150,000 tokens.
         total = _total(weights).to(weights.dtype)[..., None]
         return weights / torch.where(total > 0, total, 1.0)
 
@@ -245,7 +249,7 @@ def _total(weights: Tensor) -> Tensor:
 
 
 def _truncate(weights: Tensor, t: Truncation) -> None:
-    """Zero what top-k, top-p, min-p and typical-p remove from ``weights`` f[R,N,V] (rows of a softmax), in
+    """Zero what top-k, top-p, min-p and typical-p remove from ``weights`` f[R,N,V], in
     place.
 
     All but typical-p keep what is at least as likely as some threshold; tokens that tie with it stay, so the
@@ -283,10 +287,18 @@ def _top_values(weights: Tensor, k: int) -> Tensor:
     """The k largest values of f[R,N,V], descending, f[R,N,k]. Never waits for the device."""
     if weights.device.type != "cpu":
         return weights.topk(k, -1).values
-    values = weights.numpy()  # numpy partitions and sorts six to twelve times faster than torch on a CPU
-    if k < values.shape[-1]:
-        values = np.partition(values, values.shape[-1] - k, -1)[..., -k:]
-    return torch.from_numpy(np.sort(values, -1)[..., ::-1].copy())
+    # numpy partitions and sorts six to twelve times faster than torch on a CPU. A few nodes at a time, because
+    # it works on a copy, and a small one is reused where a large one is new memory every time.
+    vocab = weights.shape[-1]
+    few = max(1, 2**17 // vocab)
+    flat = weights.reshape(-1, vocab).numpy()
+    top = np.empty((len(flat), k), dtype=flat.dtype)
+    for first in range(0, len(flat), few):
+        part = flat[first : first + few]
+        if k < vocab:
+            part = np.partition(part, vocab - k, -1)[:, -k:]
+        top[first : first + few] = np.sort(part, -1)[:, ::-1]
+    return torch.from_numpy(top).view(*weights.shape[:-1], k)
 
 
 def _drop_below(weights: Tensor, floor: Tensor) -> None:

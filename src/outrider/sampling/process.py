@@ -40,7 +40,7 @@ def warp(logits: Tensor, rows: Sequence[RowSampling], at: DraftTree | Tensor | N
     if set(heat) != {1.0}:
         # A tensor even when all rows agree: dividing by a number may multiply by its inverse instead.
         x = torch.div(x, column(heat, x), out=None if x is logits else x)
-    return Warped(x, greedy, Truncation.of([row.params for row in rows]))
+    return Warped(x, greedy, Truncation.of([row.params for row in rows]), owned=x is not logits)
 
 
 def paths_of(tree: DraftTree) -> Tensor:
