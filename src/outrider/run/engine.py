@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from outrider.errors import RequestError
 from outrider.model.base import Block, LanguageModel
 from outrider.params import SamplingParams
 from outrider.parts import Parts
-from outrider.rng import Draws, stream_key
+from outrider.rng import Draws
 from outrider.run.prefix import PrefixCache
 from outrider.run.request import Choice, Emission, Origin, Request
 from outrider.run.row import Row
@@ -49,7 +49,7 @@ class Limits:
     """Finished rows whose keys and values are kept for requests that begin alike."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Live:
     """A row and what the engine alone knows of it."""
 
@@ -149,8 +149,16 @@ class Engine:
                 f"n={params.n} choices, but the engine runs {self.limits.max_rows} rows at once",
                 hint="Lower n or raise max_rows.",
             )
+        if params.stop and self.tokenizer is None:
+            raise RequestError(
+                f"stop is {params.stop!r}, but there is no tokenizer",
+                why="stop strings are looked for in the text",
+                hint="Give stop_token_ids, or LLM(..., tokenizer=...).",
+            )
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         request = Request(self._next_request, tokens, params, seed)
+        # Built here for its checks: an error in the middle of a step would be everybody's.
+        request.sampling = self._sampling(request)
         self._next_request += 1
         self._waiting.append(request)
         return request
@@ -159,6 +167,7 @@ class Engine:
         """Stop a request now; its choices keep what they have, with finish_reason "cancelled"."""
         if request in self._waiting:
             self._waiting.remove(request)
+            request.choices = [Choice(index, finish_reason="cancelled") for index in range(request.params.n)]
         for live in [x for x in self._live if x.request is request]:
             live.choice.finish_reason = "cancelled"
             self._leave(live)
@@ -303,7 +312,8 @@ class Engine:
         """Prefill the prompts of ``group`` (all but their last token), then fork rows for n > 1."""
         began = time.perf_counter()
         first = self.store.add(len(group))
-        lives = [self._new_live(request, 0) for request in group]
+        streams = _streams(group)
+        lives = [self._new_live(request, 0, next(streams)) for request in group]
         self._live += lives
         for offset, live in enumerate(lives):
             if self.limits.prefix_entries:
@@ -316,7 +326,7 @@ class Engine:
             live.choice.stats.seconds["prefill"] += seconds
             for sample in range(1, live.request.params.n):
                 self.store.fork(first + offset)
-                clone = self._new_live(live.request, sample)
+                clone = self._new_live(live.request, sample, next(streams))
                 self._live.append(clone)
                 if self.parts.drafter is not None:
                     self.parts.drafter.fork(live.row, clone.row)
@@ -344,17 +354,9 @@ class Engine:
                 )
             rest = [tokens[chunk:] for tokens in rest]
 
-    def _new_live(self, request: Request, sample: int) -> _Live:
-        params = request.params
-        ends = frozenset() if params.ignore_eos else self.stop_tokens
-        stop_ids = ends | frozenset(params.stop_token_ids)
-        sampling = RowSampling(
-            params,
-            self.target.vocab_size,
-            request.prompt,
-            stop_ids=stop_ids,
-            bad_words=bad_word_ids(params.bad_words, self.tokenizer),
-        )
+    def _new_live(self, request: Request, sample: int, stream: int) -> _Live:
+        params, stop_ids = request.params, self._stop_ids(request.params)
+        sampling, request.sampling = request.sampling or self._sampling(request), None
         row = Row(
             id=self._next_row,
             tokens=list(request.prompt),
@@ -371,7 +373,20 @@ class Engine:
         limit = min(params.max_tokens, self.max_context - len(request.prompt))
         text = TextStream(self.tokenizer)
         stop = StopCheck(stop_ids, tuple(params.stop), params.min_tokens, limit, text)
-        return _Live(row, request, choice, stop, stream_key(request.seed, sample))
+        return _Live(row, request, choice, stop, stream)
+
+    def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.stop_tokens)
+
+    def _sampling(self, request: Request) -> RowSampling:
+        params = request.params
+        return RowSampling(
+            params,
+            self.target.vocab_size,
+            request.prompt,
+            stop_ids=self._stop_ids(params),
+            bad_words=bad_word_ids(params.bad_words, self.tokenizer),
+        )
 
     def _leave(self, live: _Live) -> None:
         """Free a row; the last one takes its place, here as in the store."""
@@ -383,6 +398,15 @@ class Engine:
             self._live[index] = last
         if self.parts.drafter is not None:
             self.parts.drafter.drop(live.row)
+
+
+def _streams(group: Sequence[Request]) -> Iterator[int]:
+    """The random stream of each first choice, then of each further one, in the order in which rows are made.
+    One call for all of them: hashing a single key costs as much as hashing hundreds."""
+    keys = [(request.seed, 0) for request in group]
+    keys += [(request.seed, sample) for request in group for sample in range(1, request.params.n)]
+    seeds, samples = torch.tensor(keys).unbind(1)
+    return iter(Draws.of(seeds, samples, torch.zeros_like(seeds)).stream.tolist())
 
 
 def _host_tokens(tree: DraftTree) -> list[list[int]]:

@@ -25,8 +25,8 @@ class PrefixCache:
         """Park ``row``, whose stored tokens are a prefix of ``tokens``."""
         if self.limit:
             stored = tokens[: self.store.lengths[row]]
-            self._entries = [e for e in self._entries if e.tokens != stored[: len(e.tokens)]][1 - self.limit :]
-            self._entries.append(_Entry(stored, self.store.park(row)))
+            longer = [e for e in self._entries if e.tokens != stored[: len(e.tokens)]]
+            self._entries = [*longer, _Entry(stored, self.store.park(row))][-self.limit :]
 
     def adopt(self, row: int, tokens: list[int]) -> int:
         """Fill the empty ``row`` with the longest known prefix of ``tokens``; returns its length."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outrider.errors import RequestError
 from outrider.params import SamplingParams
+
+if TYPE_CHECKING:
+    from outrider.sampling import RowSampling
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Choice:
     stats: Stats = field(default_factory=Stats)
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """One prompt with its parameters; ``n`` choices grow in it while it runs."""
 
@@ -113,6 +116,8 @@ class Request:
     params: SamplingParams
     seed: int
     choices: list[Choice] = field(default_factory=list)
+    sampling: RowSampling | None = field(default=None, repr=False)
+    """Prepared for the first choice while the request waits."""
 
     @property
     def finished(self) -> bool:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from outrider.sampling import RowSampling
 
 
-@dataclass
+@dataclass(eq=False)  # a row is itself, whatever it holds
 class Row:
     """``tokens`` is prompt plus output; its last element is the root of the next tree. ``id`` is unique for the
     life of the engine; parts key their state by it."""

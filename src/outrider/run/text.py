@@ -82,19 +82,21 @@ class StopCheck:
             self.reason, self.cause = "stop", token
             return True
         self.stream.push(token)
-        if self.stop and self.count > self.min_tokens and self._found():
-            self.reason = "stop"
-            return True
+        if self.stop:
+            if self.count <= self.min_tokens:
+                self._scanned = len(self.stream.text)  # what was said too early to count is not found later
+            elif self._found():
+                self.reason = "stop"
+                return True
         if self.count >= self.max_tokens:
             self.reason = "length"
             return True
         return False
 
     def _found(self) -> bool:
-        """Cut the text at the first stop string in it."""
-        text = self.stream.text
-        start = max(0, self._scanned - self._hold)
-        hits = [(at, s) for s in self.stop if (at := text.find(s, start)) >= 0]
+        """Cut the text at the first stop string that the last token completed."""
+        text, seen = self.stream.text, self._scanned
+        hits = [(at, s) for s in self.stop if (at := text.find(s, max(0, seen - len(s) + 1))) >= 0]
         self._scanned = len(text)
         if not hits:
             return False
