@@ -187,15 +187,16 @@ def _product(
 def _stock_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor | None, bool]:
     """(additive mask, causal) for a call that stock transformers prepared."""
     n, s = query.shape[2], key.shape[2]
+    # Not -inf: a padded token that sees nothing must not become NaN, which would spread over 0 * NaN.
+    hidden = torch.finfo(query.dtype).min
     if mask is None:
         if n > 1 and n != s:  # right-aligned triangle: a block behind a stored past
             seen = torch.ones(n, s, dtype=torch.bool, device=query.device).tril(s - n)
-            return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, float("-inf"))[
-                None, None
-            ], False
+            triangle = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, hidden)
+            return triangle[None, None], False
         return None, n > 1
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, hidden)
     return mask[..., : key.shape[2]], False
 
 

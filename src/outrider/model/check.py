@@ -25,7 +25,7 @@ _TREE = [
 def tolerance(dtype: torch.dtype) -> float:
     """Largest difference that rounding in ``dtype`` explains, in units of the logits' spread.
 
-    A wrong mask or position is off by 0.1 and more; deep bfloat16 models round to a few hundredths. float64 is
+    A wrong mask or position is off by 0.1 and more; deep bfloat16 models round to some hundredths. float64 is
     held to float32's limit, because many families compute norms, routers or states in float32.
     """
     return 0.1 if dtype in {torch.bfloat16, torch.float16} else 2e-3

@@ -141,8 +141,9 @@ def load(
     """A model ready to decode, and its tokenizer.
 
     ``model`` is a transformers model object (used as it is; moved or converted only when ``device`` or
-    ``dtype`` is given), a local folder (a LoRA adapter's too), a ``.gguf`` file, or a name to pull. ``adapter``
-    is a LoRA folder to put on top. ``tokenizer`` is an object or a folder; by default the model's own, if any.
+    ``dtype`` is given), a local folder (a LoRA adapter's too), a ``.gguf`` file, or a name to pull.
+    ``adapter`` is a LoRA folder to put on top. ``tokenizer`` is an object or a folder; by default the model's
+    own, if it has one.
 
     Raises ``ConfigError`` for an unknown dtype or device, ``ModelError`` for what cannot be read or driven.
     """
