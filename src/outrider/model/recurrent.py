@@ -32,6 +32,13 @@ _FLUSH = 16
 _PROBE_TOKENS = 11
 
 
+def cache_argument(hf: PreTrainedModel) -> str:
+    """The name under which ``hf.forward`` takes its cache."""
+    return (
+        "past_key_values" if "past_key_values" in inspect.signature(hf.forward).parameters else "cache_params"
+    )
+
+
 class RecurrentModel(LanguageModel):
     """A transformers ``...ForCausalLM`` with layers that keep a running state. Use ``load`` or ``wrap``.
 
@@ -51,7 +58,7 @@ class RecurrentModel(LanguageModel):
         self.max_positions = context_limit(config)
         self._capture = Capture(hf)
         accepted = inspect.signature(hf.forward).parameters
-        self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
+        self._cache_name = cache_argument(hf)
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
         self.block_exact = False
