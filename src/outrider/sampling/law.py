@@ -287,8 +287,8 @@ def _top_values(weights: Tensor, k: int) -> Tensor:
     """The k largest values of f[R,N,V], descending, f[R,N,k]. Never waits for the device."""
     if weights.device.type != "cpu":
         return weights.topk(k, -1).values
-    # numpy partitions and sorts six to twelve times faster than torch on a CPU. A few nodes at a time, because
-    # it works on a copy, and a small one is reused where a large one is new memory every time.
+    # numpy partitions and sorts six to twelve times faster than torch on a CPU. A few nodes at a time,
+    # because it works on a copy, and a small one is reused where a large one is new memory every time.
     vocab = weights.shape[-1]
     few = max(1, 2**17 // vocab)
     flat = weights.reshape(-1, vocab).numpy()
