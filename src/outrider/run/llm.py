@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from outrider.draft.vocab import check_same_vocabulary
 from outrider.errors import ConfigError, RequestError
 from outrider.params import SamplingParams
 from outrider.parts import Parts
@@ -65,12 +67,15 @@ class LLM:
             return load(source, device=device, dtype=dtype, tokenizer=tokenizer, **load_options)
 
         self.parts = build_preset(preset) if isinstance(preset, str) else preset
+        if isinstance(model, str | Path) and isinstance(draft_model, str | Path):
+            compare_vocabularies(model, draft_model, **load_options)  # before gigabytes of weights are read
         loaded = open_(model, tokenizer)
         self.language_model = loaded.model
         self.tokenizer = loaded.tokenizer
         draft = None
         if draft_model is not None:
             draft = open_(draft_model, None)
+            check_same_vocabulary(loaded.tokenizer, draft.tokenizer, loaded.model.name, draft.model.name)
         self.draft = draft
         self.limits = limits or Limits()
         self._listeners: list[Any] = []
@@ -239,6 +244,19 @@ def _event(emission: Emission) -> StreamEvent:
         finish_reason=choice.finish_reason,
         stats=choice.stats if done else None,
     )
+
+
+def compare_vocabularies(
+    model: str | Path, draft_model: str | Path, allow_pickle: bool = False, trust_remote_code: bool = False, **_: Any
+) -> None:
+    """``check_same_vocabulary`` from the tokenizer files of two models alone."""
+    from outrider.model import files
+
+    tokenizers = []
+    for name in (model, draft_model):
+        folder = files.find(str(name), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        tokenizers.append(files.tokenizer(folder, trust_remote_code))
+    check_same_vocabulary(*tokenizers, str(model), str(draft_model))
 
 
 def stop_tokens(loaded: Any) -> frozenset[int]:
