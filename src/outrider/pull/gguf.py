@@ -105,6 +105,11 @@ def _finish_tokenizer(tokenizer: Any, header: Header, model: Any) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, spell])
         if kind in COMPOSED:
             tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    # Not every version of transformers takes these from the file.
+    for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        index = header.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if index is not None and 0 <= index < len(tokenizer):
+            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(int(index)))
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
