@@ -53,8 +53,7 @@ class Preset:
     @property
     def summary(self) -> str:
         """First sentence of the preset's docstring."""
-        text = " ".join((inspect.getdoc(self.build) or "").split("\n\n")[0].split())
-        return text
+        return " ".join((inspect.getdoc(self.build) or "").split("\n\n")[0].split())
 
     @property
     def guarantee(self) -> Guarantee:
@@ -126,7 +125,8 @@ class Registry:
             raise ConfigError(f"plug-in file {str(path)!r} does not exist", hint="Give the path of a .py file.")
         self.load()
         spec = importlib.util.spec_from_file_location(f"outrider_plugin_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
@@ -173,7 +173,7 @@ def preset(spec: str, **overrides: Any) -> Parts:
             raise ConfigError(
                 f"setting {strange[0]!r} for the combination {spec!r}",
                 why="each part of it has its own settings",
-                hint=f"Write it inside, for example \"{_split(terms[0], '+')[0]}({strange[0]}=...)\".",
+                hint=f'Write it inside, for example "{_split(terms[0], "+")[0]}({strange[0]}=...)".',
             )
         return whole.with_(**overrides)
     return _single(spec, overrides)
@@ -202,7 +202,8 @@ def _settings(text: str, inside: str) -> dict[str, Any]:
     """``depth=4, width=2`` as a dict; values are Python literals, bare words are strings."""
     try:
         call = ast.parse(f"f({inside})", mode="eval").body
-        assert isinstance(call, ast.Call) and not call.args
+        assert isinstance(call, ast.Call)
+        assert not call.args
         return {
             str(kw.arg): kw.value.id if isinstance(kw.value, ast.Name) else ast.literal_eval(kw.value)
             for kw in call.keywords

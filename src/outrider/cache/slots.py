@@ -183,9 +183,7 @@ class SlotStore(KVStore):
     def rewind(self, lengths: Sequence[int]) -> None:
         for row, length in enumerate(lengths):
             if not 0 <= length <= self.lengths[row]:
-                raise ValueError(
-                    f"row {row} holds {self.lengths[row]} tokens and cannot be rewound to {length}"
-                )
+                raise ValueError(f"row {row} holds {self.lengths[row]} tokens and cannot be rewound to {length}")
             self.next_positions[row] -= self.lengths[row] - length
             self.lengths[row] = length
 

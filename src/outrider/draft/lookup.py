@@ -40,10 +40,7 @@ def chain_tree(
 ) -> DraftTree:
     """One chain per row under its last token, as a point-mass tree on the target's device."""
     device = "cpu" if context is None else context.device
-    host = [
-        ([row.tokens[-1], *chain], [ROOT, *range(len(chain))])
-        for row, chain in zip(rows, chains, strict=True)
-    ]
+    host = [([row.tokens[-1], *chain], [ROOT, *range(len(chain))]) for row, chain in zip(rows, chains, strict=True)]
     depth = max(len(chain) for chain in chains)
     return DraftTree(
         tokens=torch.tensor([t + [0] * (depth + 1 - len(t)) for t, _ in host], device=device),

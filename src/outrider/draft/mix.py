@@ -6,6 +6,7 @@ Combinations nest, and are drafters like any other: ``Priority([Merge([a, b]), c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -140,7 +141,7 @@ class Merge(Mixture):
             nodes = budget.nodes if cap is None else min(cap, budget.nodes)
             # Each drafter gets its budget whatever the others found: a budget that depended on drawn tokens
             # would have to be accounted for in the law.
-            tree = drafter.propose(rows, Budget(budget.depth, nodes, budget.width), self._draws(child, draws))
+            tree = drafter.propose(rows, replace(budget, nodes=nodes), self._draws(child, draws))
             if merged is None:
                 if tree.shape[1] - 1 <= budget.nodes and tree.width_bound <= budget.width:
                     merged = tree

@@ -92,13 +92,9 @@ class TokenRecycling(Drafter):
     def bind(self, context: DraftContext) -> None:
         """One matrix row per token, and a last one that stays empty."""
         if context.vocab_size < self.k:
-            raise ConfigError(
-                f"k={self.k} is more than the vocabulary of {context.vocab_size} tokens", hint="Lower k"
-            )
+            raise ConfigError(f"k={self.k} is more than the vocabulary of {context.vocab_size} tokens", hint="Lower k")
         self._vocab = context.vocab_size
-        self.matrix = torch.full(
-            (context.vocab_size + 1, self.k), -1, dtype=torch.int64, device=context.device
-        )
+        self.matrix = torch.full((context.vocab_size + 1, self.k), -1, dtype=torch.int64, device=context.device)
         """Successors per token, best first; -1: not seen. Row V is the target of writes that do not count."""
         self._fitted = lru_cache(maxsize=16)(self._fit)
         self._never = torch.tensor([*sorted(context.stop_tokens), self._vocab], device=context.device)
@@ -117,9 +113,7 @@ class TokenRecycling(Drafter):
             self.matrix[where, 0] = follower
             self.matrix[self._never] = -1
 
-    def _fit(
-        self, depth: int, nodes: int, width: int
-    ) -> tuple[StaticTree, list[tuple[Tensor, Tensor]], Tensor]:
+    def _fit(self, depth: int, nodes: int, width: int) -> tuple[StaticTree, list[tuple[Tensor, Tensor]], Tensor]:
         """The template within a budget; per level (places of the parents in the level above, ranks);
         all parents i64[1,N]."""
         tree = self.tree.fit(Budget(depth, nodes, width))

@@ -348,9 +348,7 @@ class Engine:
             if wants:
                 rows = [live.row for live in lives]
                 self._observe(
-                    Outcome(
-                        rows, block.as_tree(), None, [[] for _ in rows], logits=out.logits, hidden=out.hidden
-                    )
+                    Outcome(rows, block.as_tree(), None, [[] for _ in rows], logits=out.logits, hidden=out.hidden)
                 )
             rest = [tokens[chunk:] for tokens in rest]
 

@@ -229,8 +229,7 @@ def _with_families(tree: DraftTree, fresh: Tensor, fits: Tensor) -> Tensor:
 def _on_host(*trees: DraftTree) -> bool:
     """All are point-mass trees whose lists are known."""
     return all(
-        t.host is not None and t.drawn is None and t.law is None and t.laws is None and t.role is None
-        for t in trees
+        t.host is not None and t.drawn is None and t.law is None and t.laws is None and t.role is None for t in trees
     )
 
 

@@ -1,1 +1,4 @@
-"""Verifiers: pure rules that decide which drafted tokens stand. The guarantee of a preset is its verifier's."""
+"""Verifiers: pure rules that decide which drafted tokens stand.
+
+The guarantee of a preset is its verifier's.
+"""

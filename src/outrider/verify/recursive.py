@@ -75,9 +75,7 @@ def _without_replacement(tree: DraftTree, drafted: Proposal) -> tuple[Proposal, 
         return drafted, None
     tokens, index = tree.tokens, drafted.index
     member = testable(tree) & (tree.drawn == int(Drawn.WITHOUT_REPLACEMENT)) & ~drafted.point
-    together = (tree.parents[:, :, None] == tree.parents[:, None, :]) & (
-        index[:, :, None] == index[:, None, :]
-    )
+    together = (tree.parents[:, :, None] == tree.parents[:, None, :]) & (index[:, :, None] == index[:, None, :])
     earlier = (together & member[:, :, None] & member[:, None, :]).tril(-1)  # b[B,N,N]: j before i
     repeated = (earlier & (tokens[:, :, None] == tokens[:, None, :])).any(2)
     earlier = earlier & ~repeated[:, None, :]

@@ -97,6 +97,4 @@ def _plain(tree: DraftTree, target: TargetView, draws: Draws) -> RejectionVerdic
     """No draft: the bonus comes from p at the root, with the draw it would have behind any chain."""
     zero = torch.zeros_like(tree.tokens)
     bonus = target.p.choose(draws.uniform(Purpose.RESIDUAL, zero)).squeeze(1)
-    return RejectionVerdict(
-        zero, torch.ones_like(bonus), bonus, None, torch.zeros_like(bonus, dtype=torch.bool)
-    )
+    return RejectionVerdict(zero, torch.ones_like(bonus), bonus, None, torch.zeros_like(bonus, dtype=torch.bool))
