@@ -16,10 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from outrider.run.row import Row
 
 ROOT, PADDING = -1, -2
 """Values of ``DraftTree.parents`` that are not node indices."""
@@ -268,7 +271,7 @@ class Outcome:
     tree is a chain of prompt tokens). ``kept`` tells how many tokens each row really emitted, after stop
     conditions; ``emitted`` holds them."""
 
-    rows: Sequence[object]  # run.row.Row, in batch order
+    rows: Sequence[Row]  # in batch order
     tree: DraftTree
     verdict: Verdict | None
     emitted: list[list[int]]

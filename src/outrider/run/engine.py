@@ -85,7 +85,7 @@ class Engine:
         parts: Parts,
         *,
         tokenizer: Any = None,
-        stop_tokens: Sequence[int] = (),
+        stop_tokens: Iterable[int] = (),
         limits: Limits | None = None,
         draft_model: LanguageModel | None = None,
         on_step: Callable[[Outcome], None] | None = None,

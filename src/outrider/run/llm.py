@@ -113,7 +113,7 @@ class LLM:
             if chat_template:
                 return self.encode([{"role": "user", "content": prompt}])
             return list(self._need_tokenizer().encode(prompt)) if prompt else self._begin()
-        items = list(prompt)
+        items: list[Any] = list(prompt)
         if items and isinstance(items[0], dict):
             tokenizer = self._need_tokenizer()
             if not getattr(tokenizer, "chat_template", None):
@@ -252,11 +252,12 @@ def compare_vocabularies(
     """``check_same_vocabulary`` from the tokenizer files of two models alone."""
     from outrider.model import files
 
-    tokenizers = []
-    for name in (model, draft_model):
-        folder = files.find(str(name), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        tokenizers.append(files.tokenizer(folder, trust_remote_code))
-    check_same_vocabulary(*tokenizers, str(model), str(draft_model))
+    def tokenizer(name: str) -> Any:
+        folder = files.find(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        return files.tokenizer(folder, trust_remote_code)
+
+    target, draft = str(model), str(draft_model)
+    check_same_vocabulary(tokenizer(target), tokenizer(draft), target, draft)
 
 
 def stop_tokens(loaded: Any) -> frozenset[int]:
