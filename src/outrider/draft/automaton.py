@@ -318,8 +318,8 @@ class SuffixDrafter(Drafter):
 
     def observe(self, outcome: Outcome) -> None:
         for row in outcome.rows:  # now rather than when proposing: another drafter may serve the row for long
-            if row.id in self._texts:  # type: ignore[attr-defined]
-                self.automaton(row)  # type: ignore[arg-type]
+            if row.id in self._texts:
+                self.automaton(row)
 
     def drop(self, row: Row) -> None:
         self._texts.pop(row.id, None)

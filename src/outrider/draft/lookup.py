@@ -163,9 +163,9 @@ class PromptLookup(Drafter):
 
     def observe(self, outcome: Outcome) -> None:
         for row in outcome.rows:  # now rather than when proposing: another drafter may serve the row for long
-            index = self._index.get(row.id)  # type: ignore[attr-defined]
+            index = self._index.get(row.id)
             if index is not None:
-                index.extend(row.tokens)  # type: ignore[attr-defined]
+                index.extend(row.tokens)
 
     def drop(self, row: Row) -> None:
         self._index.pop(row.id, None)
