@@ -91,9 +91,7 @@ def test_the_families_are_here() -> None:
 SLOW = {"falcon_mamba", "falcon_h1", "granitemoehybrid"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES])
 def test_random_accept_lengths_over_several_rounds(name: str) -> None:
     model, reference = models(name)
     assert model.block_exact is RECURRENT[name][1]

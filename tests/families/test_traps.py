@@ -61,9 +61,7 @@ def test_trap_a_boolean_mask_with_eager_attention_is_added() -> None:
 
 def test_trap_an_attention_function_without_a_mask_function_is_bidirectional() -> None:
     def careless(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, enable_gqa=True
-        )
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
         return out.transpose(1, 2).contiguous(), None
 
     hf, reference = zoo.pair("llama")
@@ -77,9 +75,7 @@ def test_trap_an_attention_function_without_a_mask_function_is_bidirectional() -
     assert (zoo.full(hf, PAST) - expected).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "mistral", "gemma2", "gemma3_text", "gpt_oss", "gpt2", "falcon", "gptj"]
-)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gemma3_text", "gpt_oss", "gpt2", "falcon", "gptj"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_generate_gives_the_same_tokens_after_wrapping(name: str, dtype: torch.dtype) -> None:
     hf, _ = zoo.pair(name, dtype)
@@ -113,8 +109,6 @@ def test_a_stock_call_of_a_wrapped_model_continues_a_stock_cache(past: int) -> N
 def test_a_window_that_a_layer_does_not_hand_over_is_refused() -> None:
     hf, _ = zoo.pair("mistral")
     for layer in hf.model.layers[:1]:
-        layer.self_attn.config = type(
-            "Config", (), {"sliding_window": None, "_attn_implementation": "outrider"}
-        )()
+        layer.self_attn.config = type("Config", (), {"sliding_window": None, "_attn_implementation": "outrider"})()
     with pytest.raises(ModelError, match="3 sliding-window layers, but 2 of its layers"):
         HFModel(hf)

@@ -40,9 +40,7 @@ def stock_subset(name: str, hf: Any, chosen: list[int]) -> Any:
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_oss", "gpt2", "falcon", "mistral", "smollm3"])
 def test_a_view_equals_a_stock_model_of_those_layers(name: str) -> None:
     hf, whole = zoo.pair(name)
-    if (
-        name == "gemma3_text"
-    ):  # full attention must not land on a layer with a window, and the other way round
+    if name == "gemma3_text":  # full attention must not land on a layer with a window, and the other way round
         assert text_config(hf.config).layer_types == zoo._MIXED
     chosen = [1, 2] if name == "gemma3_text" else CHOSEN
     reference = stock_subset(name, hf, chosen)

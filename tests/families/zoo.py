@@ -65,9 +65,7 @@ _ROUTER = "computes its router in float32"
 FAMILIES: dict[str, Family] = {
     "llama": Family(_with("LlamaConfig")),
     "mistral": Family(_with("MistralConfig", sliding_window=WINDOW)),
-    "mixtral": Family(
-        _with("MixtralConfig", num_local_experts=4, sliding_window=None), tolerance=1e-6, why=_ROUTER
-    ),
+    "mixtral": Family(_with("MixtralConfig", num_local_experts=4, sliding_window=None), tolerance=1e-6, why=_ROUTER),
     "qwen2": Family(_with("Qwen2Config")),
     "qwen3": Family(_with("Qwen3Config", head_dim=8)),
     "qwen3_moe": Family(
@@ -82,9 +80,7 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(_with("Olmo2Config")),
     "granite": Family(_with("GraniteConfig")),
     "smollm3": Family(_with("SmolLM3Config")),
-    "stablelm": Family(
-        _with("StableLmConfig"), native=False, tolerance=1e-5, why="rounds its softmax to float32"
-    ),
+    "stablelm": Family(_with("StableLmConfig"), native=False, tolerance=1e-5, why="rounds its softmax to float32"),
     "cohere": Family(_with("CohereConfig", logit_scale=1.0)),
     "falcon": Family(
         lambda: tf.FalconConfig(**_HEADS, **_EDGES, new_decoder_architecture=True, num_kv_heads=2),
@@ -97,13 +93,9 @@ FAMILIES: dict[str, Family] = {
         tolerance=1e-5,
         why="casts queries and keys to float32",
     ),
-    "gpt_neox": Family(
-        lambda: tf.GPTNeoXConfig(**_HEADS, **_EDGES, intermediate_size=48, max_position_embeddings=128)
-    ),
+    "gpt_neox": Family(lambda: tf.GPTNeoXConfig(**_HEADS, **_EDGES, intermediate_size=48, max_position_embeddings=128)),
     "opt": Family(
-        lambda: tf.OPTConfig(
-            **_HEADS, **_EDGES, ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=32
-        )
+        lambda: tf.OPTConfig(**_HEADS, **_EDGES, ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=32)
     ),
     "gpt_oss": Family(
         _with(

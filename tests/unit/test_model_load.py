@@ -50,9 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tokens_of(model: Any, prompt: list[int]) -> list[int]:
     ids = torch.tensor([prompt])
-    return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)[
-        0
-    ].tolist()
+    return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)[0].tolist()
 
 
 def test_a_model_object_is_used_as_it_is() -> None:
@@ -119,9 +117,7 @@ class _Payload:
         return (Path.touch, (Path("ran-code"),))
 
 
-def test_an_allowed_pickle_still_cannot_run_code(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_allowed_pickle_still_cannot_run_code(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     torch.save({"weight": _Payload()}, tmp_path / "pytorch_model.bin")
@@ -234,9 +230,7 @@ def test_a_base_that_is_gone_is_named(adapter: tuple[Path, Any], tmp_path: Path)
 class _Deaf(tf.models.llama.modeling_llama.LlamaAttention):
     """Attention that ignores the mask it is given."""
 
-    def forward(
-        self, hidden_states: Any, position_embeddings: Any, attention_mask: Any = None, **kw: Any
-    ) -> Any:
+    def forward(self, hidden_states: Any, position_embeddings: Any, attention_mask: Any = None, **kw: Any) -> Any:
         kw.pop("plan", None)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         q = self.q_proj(hidden_states).view(shape).transpose(1, 2)

@@ -109,10 +109,9 @@ class RecurrentStore(KVStore):
         return clone
 
     def free(self, row: int) -> None:
-        for entries in (self.states, self.lengths, self.next_positions):
-            last = entries.pop()  # type: ignore[attr-defined]
-            if row < len(entries):  # type: ignore[arg-type]
-                entries[row] = last  # type: ignore[index]
+        state, length, position = self.states.pop(), self.lengths.pop(), self.next_positions.pop()
+        if row < len(self.states):
+            self.states[row], self.lengths[row], self.next_positions[row] = state, length, position
         self.rows -= 1
 
     def reserve(self, first_row: int, batch: int, n: int, offset: int = 0) -> None:

@@ -129,15 +129,13 @@ def attend(
     b, heads, n, d = query.shape
     kv_heads = key.shape[1]
     groups = heads // kv_heads
-    if (
-        plan is None
-    ):  # somebody calls the model without us: stock masks, built by the registered mask function
+    if plan is None:  # somebody calls the model without us: stock masks, built by the registered mask function
         mask, causal = _stock_mask(attention_mask, query, key)
     else:
         plan.windows.append(sliding_window)
         causal = plan.causal and (sliding_window is None or plan.slots <= sliding_window) and softcap is None
         causal = causal and s_aux is None
-        mask = None if causal else plan.additive(sliding_window, query.dtype)
+        mask = None if causal else plan.additive(sliding_window, query.dtype, groups)
     if causal:
         out = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=groups > 1
@@ -145,14 +143,10 @@ def attend(
         return out.transpose(1, 2).contiguous(), None
     if groups > 1:
         query = query.reshape(b, kv_heads, groups * n, d)
-        if plan is not None:
-            mask = plan.additive(sliding_window, query.dtype, groups)
-        elif mask is not None:
+        if plan is None and mask is not None:
             mask = mask.expand(-1, 1, -1, -1).repeat(1, 1, groups, 1)
     if softcap is None and s_aux is None:
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling, dropout_p=dropout
-        )
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, dropout_p=dropout)
     else:
         scale = d**-0.5 if scaling is None else scaling
         out = _product(query, key, value, mask, scale, softcap, s_aux)

@@ -18,17 +18,11 @@ if TYPE_CHECKING:
 
 def decoder_layers(hf: nn.Module) -> nn.ModuleList:
     """The list of decoder layers, found by structure: a ``ModuleList`` with one entry per hidden layer."""
-    count = text_config(hf.config).num_hidden_layers  # type: ignore[union-attr]
+    count = text_config(hf.config).num_hidden_layers
     for module in hf.modules():
-        if (
-            isinstance(module, nn.ModuleList)
-            and len(module) == count
-            and any(True for _ in module.parameters())
-        ):
+        if isinstance(module, nn.ModuleList) and len(module) == count and any(True for _ in module.parameters()):
             return module
-    raise ModelError(
-        f"no list of {count} decoder layers in {type(hf).__name__}", hint="Hidden states are unavailable."
-    )
+    raise ModelError(f"no list of {count} decoder layers in {type(hf).__name__}", hint="Hidden states are unavailable.")
 
 
 class Captured:

@@ -82,8 +82,7 @@ def context_limit(config: Any) -> int | None:
     parameters = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     for entry in parameters:
         if entry.get("rope_type", entry.get("type")) in {"dynamic", "longrope"}:
-            original = entry.get("original_max_position_embeddings") or getattr(
-                text, "original_max_position_embeddings", None
-            )
-            limit = min(int(original or limit), limit or int(original))
+            original = entry.get("original_max_position_embeddings")
+            original = original or getattr(text, "original_max_position_embeddings", None) or limit
+            limit = original if limit is None or original is None else min(int(original), int(limit))
     return None if limit is None else int(limit)

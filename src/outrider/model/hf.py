@@ -85,6 +85,7 @@ class HFModel(LanguageModel):
         self.vocab_size = int(head.weight.shape[0]) if head is not None else int(config.vocab_size)
         self.max_positions = context_limit(config)
         self._capture = Capture(hf)
+        self._stand_in = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self._native = self._use_own_attention()
         self.shapes = self._probe()
 
@@ -149,27 +150,20 @@ class HFModel(LanguageModel):
         store.reserve(first_row, b, n, block.offset)
         plan = attention.AttentionPlan(block, store, first_row, self.device)
         first = torch.tensor(store.next_positions[first_row : first_row + b], device=self.device)[:, None]
-        depth = (
-            block.offset + torch.arange(n, device=self.device)[None] if block.depth is None else block.depth
-        )
+        depth = block.offset + torch.arange(n, device=self.device)[None] if block.depth is None else block.depth
         target = self.hf if logits == "all" else self.hf.get_decoder()
         positions = first + depth
-        if (
-            self.max_positions is not None
-        ):  # nodes beyond the end are drafted in vain; keep learned tables in range
+        if self.max_positions is not None:  # nodes beyond the end are drafted in vain; keep learned tables in range
             positions = positions.clamp(max=self.max_positions - 1)
         with torch.inference_mode(), self._capture.layers(capture) as captured:
             out = self._call(target, block.tokens, positions, StoreCache(store), plan)
         scores = out.logits if logits == "all" else torch.empty(b, 0, self.vocab_size, device=self.device)
         return ModelOutput(scores, captured.stacked() if capture else None)
 
-    def _call(
-        self, target: Any, tokens: Tensor, positions: Tensor, cache: Cache, plan: attention.AttentionPlan
-    ) -> Any:
+    def _call(self, target: Any, tokens: Tensor, positions: Tensor, cache: Cache, plan: attention.AttentionPlan) -> Any:
         if self._native:
             # The plan carries the mask; a 4-D stand-in keeps stock code from building one of its own.
-            stand_in = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-            extra: dict[str, Any] = {"attention_mask": stand_in, "plan": plan}
+            extra: dict[str, Any] = {"attention_mask": self._stand_in, "plan": plan}
         else:
             mask = plan.additive(None, self.dtype)
             if mask is None:

@@ -162,7 +162,7 @@ def footprint(config: Any, dtype: torch.dtype) -> Footprint:
     weights = sum({id(t): t.numel() * t.element_size() for t in _tensors(model)}.values())
     for module in model.modules():
         if type(module).__name__.endswith("Experts"):  # which experts run depends on data; the cache does not
-            module.forward = _same  # type: ignore[method-assign]
+            module.forward = _same
     try:
         per_token, per_row = _recurrent_cache(model) if is_recurrent(config) else _attention_cache(model)
     except Exception:  # an operation without a meta kernel: take the textbook sizes

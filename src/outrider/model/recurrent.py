@@ -34,9 +34,7 @@ _PROBE_TOKENS = 11
 
 def cache_argument(hf: PreTrainedModel) -> str:
     """The name under which ``hf.forward`` takes its cache."""
-    return (
-        "past_key_values" if "past_key_values" in inspect.signature(hf.forward).parameters else "cache_params"
-    )
+    return "past_key_values" if "past_key_values" in inspect.signature(hf.forward).parameters else "cache_params"
 
 
 class RecurrentModel(LanguageModel):
@@ -126,9 +124,7 @@ class RecurrentModel(LanguageModel):
             )
         b, n = block.shape
         store.reserve(first_row, b, n, block.offset)
-        scores = torch.zeros(
-            b, n if logits == "all" else 0, self.vocab_size, device=self.device, dtype=self.dtype
-        )
+        scores = torch.zeros(b, n if logits == "all" else 0, self.vocab_size, device=self.device, dtype=self.dtype)
         hidden: list[Tensor] = []
         tokens = block.tokens.tolist()
         for index, count in enumerate(block.counts):
