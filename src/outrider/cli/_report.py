@@ -102,8 +102,8 @@ def comparison(console: Console, block: Mapping[str, Any], preset: str) -> None:
         style="bold green" if block["speedup"] > 1 else "bold yellow",
         end="",
     )
-    end_to_end = f"{block['speedup_with_prompt']:.2f}x with reading the prompt"
-    console.print(f"  ({end_to_end}; {runs} each, in turns, after a warm-up)", soft_wrap=True)
+    console.print(f", {block['speedup_with_prompt']:.2f}x with reading the prompt", soft_wrap=True)
+    console.print(f"({runs} each, in turns, after a warm-up)", style="dim", soft_wrap=True)
     console.print(verdict(block), style="green" if block["identical"] else "yellow", soft_wrap=True)
 
 

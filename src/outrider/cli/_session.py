@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outrider.cli._answer import Answer, decode
-from outrider.cli._common import Opened, Screens, print_json, suggest
+from outrider.cli._common import Screens, print_json, suggest
+from outrider.cli._open import Opened
 from outrider.cli._paint import Palette, Runs, Writer
 from outrider.errors import ConfigError, RequestError, SpecError
 
@@ -145,7 +146,7 @@ class Session:
         whole = Stats.total(self.answered)
         whole.prompt_tokens = sum(stats.prompt_tokens for stats in self.answered)
         whole.reused_tokens = sum(stats.reused_tokens for stats in self.answered)
-        self.screens.note(f"{len(self.answered)} answers: {_line(whole)}", "none")
+        self.screens.note(f"{len(self.answered)} answers, {whole.emitted_tokens} tokens: {_line(whole)}", "none")
         from outrider.cli._report import histogram, split
 
         if whole.accepted_tokens:
@@ -182,6 +183,5 @@ class Session:
 
 def _line(stats: Stats) -> str:
     """The figures of one answer on one line."""
-    read = f"prompt {stats.prompt_tokens} tokens, {stats.reused_tokens} reused"
-    speed = f"{stats.emitted_tokens} tokens at {stats.tokens_per_second:.1f}/s"
-    return f"{speed} · {stats.mean_accepted_length:.2f} per call · {read}"
+    read = f"prompt {stats.prompt_tokens} ({stats.reused_tokens} reused)"
+    return f"{stats.tokens_per_second:.1f} tokens/s · {stats.mean_accepted_length:.2f} per call · {read}"

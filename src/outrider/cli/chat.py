@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outrider.cli import _options as options
-from outrider.cli._common import Screens, Source, load_plugins, open_model, sampling
+from outrider.cli._common import Screens, sampling
+from outrider.cli._open import Source, load_plugins, open_model
+from outrider.errors import ConfigError
 
 if TYPE_CHECKING:
     from outrider.cli._session import Session
@@ -41,8 +43,9 @@ def chat(
 ) -> None:
     """Hold a conversation; what was already read is not read again.
 
-    A line is a message; several lines stand between two lines of triple quotes, or are pasted. /help lists the
-    commands. Ctrl-C stops an answer and keeps the conversation, Ctrl-D leaves.
+    A line is a message; several lines are pasted, or stand between two lines of
+    triple quotes. /help lists the commands. Ctrl-C stops an answer and keeps the
+    conversation, Ctrl-D leaves.
     """
     from outrider.cli._session import Session
 
@@ -78,7 +81,10 @@ class Lines:
     """Messages from a pipe: a line each, or several between two lines of triple quotes."""
 
     def line(self, first: bool) -> str | None:
-        text = sys.stdin.readline()
+        try:
+            text = sys.stdin.readline()
+        except UnicodeDecodeError:
+            raise ConfigError("standard input is not UTF-8 text", hint="Convert it first.") from None
         return text.rstrip("\r\n") if text else None
 
     def read(self) -> str | None:
@@ -112,7 +118,7 @@ class Terminal(Lines):
         while True:
             try:
                 lines = [input(self._prompt(first))]
-                while _pending():
+                while not lines[0].startswith("/") and _pending():
                     lines.append(input())
                 return "\n".join(lines)
             except EOFError:

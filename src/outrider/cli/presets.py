@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outrider.cli import _options as options
-from outrider.cli._common import Screens, load_plugins, print_json
+from outrider.cli._common import Screens, print_json
+from outrider.cli._open import load_plugins
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,13 +76,13 @@ def _table(console: Console, known: list[Preset]) -> None:
                 style = f"link {link(entry.paper)}"
             line.append(cell, style).append(" " * (width - len(cell)))
         if console.width >= facts + 60:
-            grid = _side_by_side(facts, line, Text("summary" if entry is None else entry.summary, "dim"))
+            grid = _side_by_side(facts, line, Text("summary" if entry is None else _prose(entry.summary), "dim"))
             console.print(grid)
             continue
         line.rstrip()
         console.print(line)
         if entry is not None:
-            console.print(Padding(Text(entry.summary, "dim"), (0, 0, 0, 4), expand=False))
+            console.print(Padding(Text(_prose(entry.summary), "dim"), (0, 0, 0, 4), expand=False))
     console.print()
     console.print(f"{len(known)} presets; `outrider presets NAME` shows one, a|b and a+b combine two.", style="dim")
 
@@ -106,7 +107,7 @@ def _page(console: Console, preset: Preset) -> None:
     console.print(title)
     console.print()
     for paragraph in (inspect.getdoc(preset.build) or "").split("\n\n"):
-        console.print(" ".join(paragraph.replace("``", "`").split()))
+        console.print(_prose(paragraph))
         console.print()
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
@@ -124,6 +125,11 @@ def _page(console: Console, preset: Preset) -> None:
         name, default = next(iter(settings.items()))
         facts.add_row("", Text(f'outrider run --preset "{preset.name}({name}={default!r})" ...', "dim"))
     console.print(facts)
+
+
+def _prose(text: str) -> str:
+    """A paragraph of a docstring on one line."""
+    return " ".join(text.replace("``", "`").split())
 
 
 def _brief(paper: str) -> str:

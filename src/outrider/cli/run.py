@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from outrider.cli import _options as options
-from outrider.cli._common import (
-    Opened,
-    Screens,
-    Source,
-    load_plugins,
-    open_model,
-    print_json,
-    read_file,
-    sampling,
-    show_plan,
-)
+from outrider.cli._common import Screens, print_json, read_file, sampling
+from outrider.cli._open import Opened, Source, load_plugins, open_model, show_plan
 from outrider.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,8 +66,9 @@ def run(
 ) -> None:
     """Answer a prompt, showing which tokens were drafted and how fast it went.
 
-    The answer goes to standard output, everything about it to standard error. Tokens have the colour of the
-    drafter that proposed them; those of the model itself have none. Ctrl-C stops, and keeps what is there.
+    The answer goes to standard output, everything about it to standard error.
+    Tokens have the colour of the drafter that proposed them; those of the model
+    itself have none. Ctrl-C stops, and keeps what is there.
     """
     screens = Screens.open(no_color)
     load_plugins(plugin)
@@ -144,6 +136,8 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
         text = prompt
     else:
         raise ConfigError("no prompt", hint='Write outrider run "your question", or --file FILE, or - for a pipe.')
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise ConfigError("the prompt is not UTF-8 text", hint="Convert it first.")
     if not text.strip():
         raise ConfigError("the prompt is empty", hint="Give at least one word.")
     return text
