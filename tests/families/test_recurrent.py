@@ -10,9 +10,9 @@ import torch
 import transformers as tf
 import zoo
 
-from outrider.errors import CacheFull, ConfigError, IncompatibleParts
+from outrider.errors import CacheFull, ConfigError, IncompatibleParts, ModelError
 from outrider.model.base import Block
-from outrider.model.families import is_recurrent
+from outrider.model.families import is_recurrent, refuse_by_name
 from outrider.model.recurrent import RecurrentModel
 from outrider.types import DraftTree
 
@@ -59,6 +59,18 @@ RECURRENT: dict[str, tuple[Any, bool]] = {  # configuration, continues with seve
         ),
         True,
     ),
+    "qwen3_5_text": (
+        lambda: tf.Qwen3_5TextConfig(
+            **_BASE,
+            head_dim=8,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+        ),
+        True,
+    ),
     "lfm2": (lambda: tf.Lfm2Config(**_BASE, layer_types=["conv", "full_attention", "conv"]), True),
     "falcon_h1": (lambda: tf.FalconH1Config(**_BASE, mamba_d_ssm=64, **_MAMBA2), True),
     "granitemoehybrid": (
@@ -84,7 +96,7 @@ def models(name: str) -> tuple[RecurrentModel, Any]:
 
 
 def test_the_families_are_here() -> None:
-    assert len(NAMES) == 9
+    assert len(NAMES) == 10
     assert all(is_recurrent(RECURRENT[name][0]()) for name in NAMES)
 
 
@@ -174,6 +186,20 @@ def test_a_tree_and_a_growing_draft_are_refused_with_the_remedy() -> None:
         model.forward(Block.of_tree(DraftTree.build([([1, 2, 3], [-1, 0, 0])])), store)
     with pytest.raises(IncompatibleParts, match="Draft with an attention model"):
         model.forward(Block(torch.tensor([[1]]), [1], offset=1), store)
+
+
+def test_a_family_with_its_state_in_its_modules_is_refused() -> None:
+    config = tf.RecurrentGemmaConfig(**_BASE, lru_width=32, attention_window_size=64)
+    with pytest.raises(ModelError, match="inside its modules"):
+        refuse_by_name(config)
+    with pytest.raises(ModelError, match="recurrent_gemma"):  # the numbers say so as well
+        RecurrentModel(zoo.build(config))
+
+
+def test_a_cache_of_its_own_is_named() -> None:
+    config = tf.MiniMaxConfig(**_BASE, num_local_experts=2, block_size=8)
+    with pytest.raises(ModelError, match="MiniMax uses cache of its own"):
+        RecurrentModel(zoo.build(config))
 
 
 def test_rewinding_reaches_the_start_and_says_what_it_cannot() -> None:

@@ -42,6 +42,12 @@ def refuse_by_name(config: Any) -> None:
             why="transformers derives them from a 2-D padding mask, which cannot describe a tree of drafts",
             hint="Use a model with rotary or learned positions.",
         )
+    if family == "recurrent_gemma":
+        raise ModelError(
+            f"{family} keeps its running state inside its modules",
+            why="Rows that decode together, and drafts that are taken back, would share it",
+            hint="Use a recurrent model whose state lives in its cache, such as Mamba-2, Bamba or Qwen3-Next.",
+        )
     unknown = set(getattr(text, "layer_types", None) or ()) - _PLAIN
     if unknown:
         raise ModelError(

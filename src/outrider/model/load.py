@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from outrider.errors import ConfigError, SpecError, nearest
+from outrider.errors import ConfigError, ModelError, SpecError, nearest
 from outrider.model import attention
 from outrider.model.base import LanguageModel
-from outrider.model.families import PROVEN, is_recurrent, refuse_by_name
+from outrider.model.families import PROVEN, is_recurrent, refuse_by_name, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,10 +56,19 @@ def wrap(hf: PreTrainedModel, name: str = "") -> LanguageModel:
     if hasattr(hf, "peft_config") and hasattr(hf, "get_base_model"):
         hf = hf.get_base_model()  # the model itself, its linear layers carrying the adapter
     refuse_by_name(hf.config)
-    if is_recurrent(hf.config):
-        return RecurrentModel(hf, name)
     with attention.restored_on_error(hf):
-        model = HFModel(hf, name)
+        try:
+            if is_recurrent(hf.config):
+                return RecurrentModel(hf, name)
+            model = HFModel(hf, name)
+        except (SpecError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{name or type(hf).__name__} ({text_config(hf.config).model_type}) cannot be driven",
+                why=f"Its first token failed with {type(error).__name__}: {str(error).strip()[:300]}",
+                hint="Use one of the proven families (outrider.model.families.PROVEN), or report this one.",
+            ) from error
         if not {model.family, hf.config.model_type} <= PROVEN:
             check(model)
     return model

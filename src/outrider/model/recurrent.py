@@ -2,8 +2,9 @@
 
 They decode chains. Whether stock code continues from a saved state with several tokens at once is found out
 numerically when the model is built, since some published mixers silently use the state only for a single
-token (Mamba, Falcon-Mamba, Jamba and RecurrentGemma do; Mamba-2, Bamba, Falcon-H1, Granite-4, LFM2 and
-Qwen3-Next carry on). The former run token by token, which gives a snapshot per token and makes replays free.
+token (Mamba, Falcon-Mamba and Jamba do; Mamba-2, Bamba, Falcon-H1, Granite-4, LFM2, Qwen3-Next and Qwen3.5 carry
+on). The former run token by token, which gives a snapshot per token and makes replays free. Another sequence runs
+in between, so that a family that keeps its state in its modules is found out too.
 """
 
 from __future__ import annotations
@@ -75,14 +76,17 @@ class RecurrentModel(LanguageModel):
             expected = self.hf(input_ids=ids, use_cache=False, return_dict=True).logits[0]
         limit = tolerance(self.dtype)
 
+        failures: list[Exception] = []
+
         def worst(chunks: list[int]) -> float:
-            cache, logits, start = self._new_cache(), [], 0
+            cache, other, logits, start = self._new_cache(), self._new_cache(), [], 0
             try:
                 for size in chunks:
-                    part = tokens[start : start + size]
-                    logits.append(self._run(cache, part, start, size, True))
+                    logits.append(self._run(cache, tokens[start : start + size], start, size, True))
+                    self._run(other, tokens[::-1][start : start + size], start, size, True)
                     start += size
-            except (RuntimeError, ValueError, IndexError):
+            except Exception as error:  # whatever it is, this family cannot be driven so
+                failures.append(error)
                 return float("inf")
             return relative_difference(torch.cat(logits), expected)
 
@@ -90,11 +94,14 @@ class RecurrentModel(LanguageModel):
             return True
         single = max(worst([1] * _PROBE_TOKENS), worst([5] + [1] * (_PROBE_TOKENS - 5)))
         if single > limit:
+            why = f"Token by token, its logits differ from a full forward by {single:.2g} of their spread"
+            if single == float("inf") and failures:
+                why = f"It failed with {type(failures[-1]).__name__}: {failures[-1]}"
             raise ModelError(
                 f"{self.name} ({self.family}) does not continue from a saved state",
-                why=f"Token by token, its logits differ from a full forward by {single:.2g} of their spread",
+                why=why,
                 hint="Update transformers, or use a model of another family.",
-            )
+            ) from (failures[-1] if failures else None)
         return False
 
     def _new_cache(self) -> DynamicCache:
