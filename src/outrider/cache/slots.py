@@ -39,12 +39,9 @@ _GROW = 256  # slots; a multiple of every vector width, small beside a prompt
 class _Write:
     """Where the block of the running forward goes."""
 
-    first_row: int
-    batch: int
-    n: int
-    start: int | None  # common first slot, or None when rows differ
-    index: tuple[Tensor, Tensor] | None  # (rows i64[B,1], slots i64[B,N]) when they differ
-    stop: int  # slots that attention reads
+    rows: dict[PlaneShape, tuple[Tensor, ...]]  # per plane: the rows so far, f[B,H,S,D]
+    fresh: dict[PlaneShape, tuple[Tensor, ...]] | None  # per plane: the new slots, f[B,H,N,D], when rows agree
+    index: tuple[Tensor, Tensor] | None  # (rows i64[B,1], slots i64[B,N]) when they do not
 
 
 class SlotStore(KVStore):
@@ -123,9 +120,15 @@ class SlotStore(KVStore):
         start, index = lengths[0], None
         if any(length != start for length in lengths):
             first = torch.tensor(lengths, device=self.device)[:, None]
-            rows = torch.arange(first_row, first_row + batch, device=self.device)[:, None]
+            rows = torch.arange(batch, device=self.device)[:, None]
             index = (rows, first + torch.arange(n, device=self.device))
-        self._write = _Write(first_row, batch, n, None if index else start, index, stop)
+        # Views of all planes at once: two tensor calls for the model and not four for every layer.
+        span = slice(first_row, first_row + batch)
+        whole = {shape: buffer[:, span, :, :stop].unbind(0) for shape, buffer in self._buffers.items()}
+        fresh = None
+        if index is None:
+            fresh = {shape: buffer[:, span, :, start:stop].unbind(0) for shape, buffer in self._buffers.items()}
+        self._write = _Write(whole, fresh, index)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the block's ``keys``/``values`` f[B,H,N,D] of one layer; returns those of the whole rows so far,
@@ -136,14 +139,13 @@ class SlotStore(KVStore):
         write = self._write
         assert write is not None, "reserve() comes before write()"
         shape, plane = self._plane[layer, which]
-        buffer = self._buffers[shape][plane]
-        if write.start is not None:
-            rows = buffer[write.first_row : write.first_row + write.batch]
-            rows[:, :, write.start : write.stop] = new
-            return rows[:, :, : write.stop]
-        rows_index, slots = write.index  # type: ignore[misc]
-        buffer[rows_index, :, slots] = new.transpose(1, 2)
-        return buffer[write.first_row : write.first_row + write.batch, :, : write.stop]
+        rows = write.rows[shape][plane]
+        if write.fresh is not None:
+            write.fresh[shape][plane].copy_(new)
+        else:
+            places, slots = write.index  # type: ignore[misc]
+            rows[places, :, slots] = new.transpose(1, 2)
+        return rows
 
     def extend(self, first_row: int, counts: Sequence[int]) -> None:
         for offset, count in enumerate(counts):

@@ -23,9 +23,7 @@ def pull(
         ),
     ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="Show what is here and what is known.")] = False,
-    catalog: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE.toml", help="Further aliases.")
-    ] = None,
+    catalog: Annotated[Path | None, typer.Option("--from", metavar="FILE.toml", help="Further aliases.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Pull again although it is here.")] = False,
     allow_pickle: Annotated[
@@ -68,9 +66,7 @@ def _list(known: dict[str, Entry], as_json: bool) -> None:
         shown: dict[str, Any] = {
             "home": str(home()),
             "models": [model.as_dict() for model in models],
-            "available": [
-                {"name": e.name, "hub": e.hub, "wheels": list(e.wheels), "licence": e.licence} for e in rest
-            ],
+            "available": [{"name": e.name, "hub": e.hub, "wheels": list(e.wheels), "licence": e.licence} for e in rest],
         }
         typer.echo(json.dumps(shown, indent=2))
     else:
