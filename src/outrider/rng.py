@@ -86,9 +86,7 @@ class Draws:
 
     def text(self, depth: Tensor) -> Tensor:
         """f64[B,N] in [0,1): the draw that chooses the token after a node of ``depth`` i64[B,N]."""
-        return to_uniform(
-            absorb(absorb(self.stream[:, None], int(Purpose.TEXT)), self.position[:, None] + depth)
-        )
+        return to_uniform(absorb(absorb(self.stream[:, None], int(Purpose.TEXT)), self.position[:, None] + depth))
 
     def uniform(self, purpose: Purpose, index: Tensor) -> Tensor:
         """f64, the shape of ``index`` i64[B,...]: one number per (round, purpose, index)."""

@@ -153,9 +153,7 @@ def joint_of_match(rule: Verifier, w: World, drafted: Drafted, nodes: list[Node]
     for d in range(length):
         level = [m for m in range(n) if nodes[m].depth == d]
         edges = drafted.p[:, level].cumsum(2)[:, :, :-1].flatten(1)
-        edges = torch.nn.functional.pad(
-            torch.nn.functional.pad(edges.sort(1).values, (1, 0)), (0, 1), value=1.0
-        )
+        edges = torch.nn.functional.pad(torch.nn.functional.pad(edges.sort(1).values, (1, 0)), (0, 1), value=1.0)
         middle, wide = (edges[:, 1:] + edges[:, :-1]) / 2, edges.diff(dim=1)
         old, new = cells.shape[1], middle.shape[1]
         cells = torch.cat(

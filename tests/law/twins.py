@@ -41,9 +41,7 @@ class ReplacementForgotten(Twin):
 
     def change(self, tree: DraftTree) -> DraftTree:
         drawn = tree.drawn
-        return replace(
-            tree, drawn=torch.where(drawn == int(Drawn.WITHOUT_REPLACEMENT), int(Drawn.IID), drawn)
-        )
+        return replace(tree, drawn=torch.where(drawn == int(Drawn.WITHOUT_REPLACEMENT), int(Drawn.IID), drawn))
 
 
 class TopKAsSampled(Twin):

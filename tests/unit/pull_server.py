@@ -90,9 +90,7 @@ class Index:
             content, status = content[start:], 206
         self._send(handler, status, headers, content)
 
-    def _send(
-        self, handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes
-    ) -> None:
+    def _send(self, handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes) -> None:
         handler.send_response(status)
         for key, value in headers.items():
             handler.send_header(key, value)

@@ -175,9 +175,7 @@ def test_sam_forks_and_forgets() -> None:
     drafter.fork(request, clone)
     request.tokens += [2]
     clone.tokens += [7, 3]
-    drafter.observe(
-        Outcome(rows=[request, clone], tree=DraftTree.roots([2, 3]), verdict=None, emitted=[[2], [3]])
-    )
+    drafter.observe(Outcome(rows=[request, clone], tree=DraftTree.roots([2, 3]), verdict=None, emitted=[[2], [3]]))
     assert draft(drafter, request, Budget(2, 2)) == [3, 1]
     assert draft(drafter, clone, Budget(2, 2)) == [1, 7]
     drafter.drop(request)

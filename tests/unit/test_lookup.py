@@ -30,15 +30,11 @@ def drafted(drafter: PromptLookup, rows: list[Row], budget: Budget) -> list[list
     assert tree.is_chain
     assert tree.host is not None
     assert tree.tokens[:, 0].tolist() == [r.tokens[-1] for r in rows]
-    assert [tokens for tokens, _ in tree.host] == [
-        tree.tokens[b][tree.real[b]].tolist() for b in range(len(rows))
-    ]
+    assert [tokens for tokens, _ in tree.host] == [tree.tokens[b][tree.real[b]].tolist() for b in range(len(rows))]
     return [tokens[1:] for tokens, _ in tree.host]
 
 
-def reference(
-    tokens: list[int], wanted: int, occurrence: str, require_full: bool, longest: int = 3
-) -> list[int]:
+def reference(tokens: list[int], wanted: int, occurrence: str, require_full: bool, longest: int = 3) -> list[int]:
     """Every window of length n, left to right, that something follows."""
     for n in range(longest, 0, -1):
         ends = [e for e in range(n, len(tokens)) if tokens[e - n : e] == tokens[-n:]]
@@ -116,9 +112,7 @@ def test_pld_serves_rows_of_unequal_drafts_and_forgets_them() -> None:
     drafter.fork(rows[0], clone)
     rows[0].tokens += [3, 9]
     clone.tokens += [3, 1, 2]
-    drafter.observe(
-        Outcome(rows=[rows[0], clone], tree=DraftTree.roots([9, 2]), verdict=None, emitted=[[], []])
-    )
+    drafter.observe(Outcome(rows=[rows[0], clone], tree=DraftTree.roots([9, 2]), verdict=None, emitted=[[], []]))
     assert drafted(drafter, [clone, rows[0]], Budget(1, 1)) == [[3], []]
     for request in [*rows, clone]:
         drafter.drop(request)

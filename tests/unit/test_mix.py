@@ -135,8 +135,7 @@ def check_valid(tree: DraftTree) -> None:
     assert int(tree.sibling_rank.max()) < tree.width_bound
     if tree.host is not None:
         assert tree.host == [
-            (tree.tokens[b][tree.real[b]].tolist(), tree.parents[b][tree.real[b]].tolist())
-            for b in range(rows)
+            (tree.tokens[b][tree.real[b]].tolist(), tree.parents[b][tree.real[b]].tolist()) for b in range(rows)
         ]
     if tree.is_chain:
         chain = torch.arange(total) - 1
@@ -341,9 +340,7 @@ def test_children_draw_from_streams_of_their_own() -> None:
 
 
 @given(SEED, st.integers(0, 12), st.integers(1, 4), st.booleans())
-def test_merge_stays_within_the_budget_whatever_children_do(
-    seed: int, nodes: int, width: int, drawn: bool
-) -> None:
+def test_merge_stays_within_the_budget_whatever_children_do(seed: int, nodes: int, width: int, drawn: bool) -> None:
     rng = random.Random(seed)
     kinds = MIXED if drawn else POINT
     parts = [Scripted(name, {n: random_tree(rng, 1, kinds, name) for n in range(2)}) for name in "abc"]

@@ -57,9 +57,7 @@ def test_installed_wheel_starts_by_itself(wheel, tmp_path):
     shown = run("outrider", "--version", cwd=tmp_path, env=env)
     assert shown == f"outrider {outrider.__version__}\n"
     code = "import outrider; print(outrider.__file__)"
-    where = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
+    where = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert Path(where.stdout.strip()).is_relative_to(target)
 
 

@@ -114,9 +114,7 @@ def check(kind: type[Brackets], tokens: list[int], parents: list[int], keep_host
 
 @settings(max_examples=50)
 @given(tree=trees(), keep_host=st.booleans(), seed=st.integers(0, 99))
-def test_a_grammar_over_a_tree_is_the_grammar_along_each_path(
-    tree: tuple, keep_host: bool, seed: int
-) -> None:
+def test_a_grammar_over_a_tree_is_the_grammar_along_each_path(tree: tuple, keep_host: bool, seed: int) -> None:
     check(Brackets, *tree, keep_host=keep_host, seed=seed)
 
 

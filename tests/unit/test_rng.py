@@ -62,9 +62,7 @@ def _without_position(draws: Draws, depth: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("draw", "independent"), [(_by_position, True), (_without_position, False)])
-def test_neighbouring_positions_are_independent(
-    draw: Callable[[Draws, int], Tensor], independent: bool
-) -> None:
+def test_neighbouring_positions_are_independent(draw: Callable[[Draws, int], Tensor], independent: bool) -> None:
     draws = _draws(ROWS)
     p = _independent_p(draw(draws, 0), draw(draws, 1))
     assert (p > 1e-4) == independent

@@ -165,9 +165,7 @@ def test_mixed_batches(batch: list[tuple], seed: int) -> None:
     check_against_reference([name for name, _ in batch], [case for _, case in batch], seed)
 
 
-@pytest.mark.parametrize(
-    "name", ["repetition", "presence", "frequency", "bad words", "min_tokens", "everything"]
-)
+@pytest.mark.parametrize("name", ["repetition", "presence", "frequency", "bad words", "min_tokens", "everything"])
 def test_forgetting_the_path_would_be_noticed(name: str) -> None:
     case = ([7, 1, 6], [9, 9, 8, 5], [5, 1, 2, 3, 2, 6], [-1, 0, 1, 1, 3, 0])
     check_against_reference([name], [case], seed=3)

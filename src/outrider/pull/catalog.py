@@ -79,9 +79,7 @@ def _entry(name: str, table: Any, path: Path) -> Entry:
     if not isinstance(table, dict):
         raise ConfigError(f"{where} is not a table", hint=f'Write ["{name}"] above its keys')
     if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"{where} cannot be a folder's name", hint="Use letters, digits, dots, dashes, underscores"
-        )
+        raise ConfigError(f"{where} cannot be a folder's name", hint="Use letters, digits, dots, dashes, underscores")
     known = {field.name for field in fields(Entry)} - {"name"}
     for key, value in table.items():
         if key not in known:

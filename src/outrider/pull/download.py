@@ -22,9 +22,7 @@ TIMEOUT_S = (5.0, 60.0)  # to connect, and between two chunks
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def download(
-    session: Any, url: str, target: Path, *, sha256: str, size: int | None, progress: Progress
-) -> None:
+def download(session: Any, url: str, target: Path, *, sha256: str, size: int | None, progress: Progress) -> None:
     """Bring ``url`` to ``target`` through a ``requests`` session.
 
     What has arrived is in ``target.part`` and survives cut connections, full disks and Ctrl-C; the next call

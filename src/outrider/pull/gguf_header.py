@@ -44,9 +44,7 @@ def read_header(path: str | Path) -> Header:
         raise _damaged(path, f"it is only {size} bytes long")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:4] != b"GGUF":
-            raise ModelError(
-                f"{path.name!r} is not a GGUF file", why="It does not begin with the letters GGUF"
-            )
+            raise ModelError(f"{path.name!r} is not a GGUF file", why="It does not begin with the letters GGUF")
         try:
             return _parse(_Reader(data), path, size)
         except (struct.error, IndexError, UnicodeDecodeError, OverflowError) as error:
@@ -87,9 +85,7 @@ def _parse(reader: _Reader, path: Path, size: int) -> Header:
             raise _damaged(path, f"tensor {name!r} ends at byte {end}, the file at {size}")
         types[name] = ggml.name
     if not types:
-        raise ModelError(
-            f"{path.name!r} holds no tensors", why="It is a vocabulary only, or one part of several"
-        )
+        raise ModelError(f"{path.name!r} holds no tensors", why="It is a vocabulary only, or one part of several")
     return Header(metadata, types)
 
 

@@ -114,9 +114,7 @@ def find_wheel(project: str, version: str, config: Settings, http: Any) -> Wheel
             # A wheel for every platform if there is one: only its data files are of interest.
             return min(fitting, key=lambda wheel: not wheel.filename.endswith("-none-any.whl"))
     if seen:
-        raise PullError(
-            f"the index has no wheel {project}=={version}", why=f"It has {', '.join(sorted(seen))}"
-        )
+        raise PullError(f"the index has no wheel {project}=={version}", why=f"It has {', '.join(sorted(seen))}")
     if problems:
         raise PullError(
             f"the package index could not be asked for {project}=={version}",
@@ -180,9 +178,7 @@ def _same(found: str, wanted: str) -> bool:
     try:
         return Version(found) == Version(wanted)
     except InvalidVersion as error:
-        raise ModelError(
-            f"version {wanted!r} is not one a package can have", hint="Write NAME==1.2.3"
-        ) from error
+        raise ModelError(f"version {wanted!r} is not one a package can have", hint="Write NAME==1.2.3") from error
 
 
 def local_path(url: str) -> Path | None:

@@ -76,14 +76,10 @@ def locate(
 def _local(name: str) -> Path | None:
     """``name`` as an existing path; None when it is not meant as one."""
     path = Path(name).expanduser()
-    looks = (
-        name.startswith(("/", "./", "../", "~", ".\\", "\\")) or name.endswith(".gguf") or name in (".", "..")
-    )
+    looks = name.startswith(("/", "./", "../", "~", ".\\", "\\")) or name.endswith(".gguf") or name in (".", "..")
     if looks and not name.startswith("wheel:"):
         if not path.exists():
-            raise ModelError(
-                f"path {name!r} does not exist", hint="Check the spelling, or give a name to pull"
-            )
+            raise ModelError(f"path {name!r} does not exist", hint="Check the spelling, or give a name to pull")
         return path.absolute()
     # A folder that happens to have an alias's name does not shadow the alias.
     if name in names.BUILTIN or not path.is_dir() or not any(path.glob("*config.json")):
@@ -91,9 +87,7 @@ def _local(name: str) -> Path | None:
     return path.absolute()
 
 
-def _from_disk(
-    path: Path, show: Progress, allow_pickle: bool, trust_remote_code: bool, force: bool
-) -> ModelFolder:
+def _from_disk(path: Path, show: Progress, allow_pickle: bool, trust_remote_code: bool, force: bool) -> ModelFolder:
     if path.is_dir():
         ggufs = sorted(path.glob("*.gguf"))
         plain = (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
@@ -131,9 +125,7 @@ def _obtain(
 ) -> ModelFolder:
     if not force and store.find(entry.name) is not None:
         return _found(entry.name, allow_pickle, trust_remote_code)
-    with store.lock(
-        entry.name, lambda: show.note(f"another process is pulling {entry.name}; waiting for it")
-    ):
+    with store.lock(entry.name, lambda: show.note(f"another process is pulling {entry.name}; waiting for it")):
         if not force and store.find(entry.name) is not None:
             return _found(entry.name, allow_pickle, trust_remote_code)
         problems: list[PullError] = []

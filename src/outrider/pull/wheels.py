@@ -90,9 +90,7 @@ def _fetch_wheel(
     found = index.find_wheel(spec.project, spec.version, config, http)
     if (local := index.local_path(found.url)) is not None:
         if found.sha256 and file_sha256(local) != found.sha256:
-            raise PullError(
-                f"{found.filename} has the wrong checksum", why="It differs from the index's sha256"
-            )
+            raise PullError(f"{found.filename} has the wrong checksum", why="It differs from the index's sha256")
         return local
     target = folder / found.filename
     if not target.exists():
