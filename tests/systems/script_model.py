@@ -1,4 +1,4 @@
-"""A model that continues one fixed text whatever it reads: what a copying task looks like to a drafter."""
+"""Two models with a structure a drafter can find: one fixed text, and one fixed table of successors."""
 
 from __future__ import annotations
 
@@ -42,3 +42,25 @@ class ScriptModel(LanguageModel):
         text = torch.tensor(self.script)
         token = text[(at + 1).clamp(max=len(self.script) - 1)]
         return ModelOutput(torch.nn.functional.one_hot(token, self.vocab_size).double() * 50)
+
+
+class BigramModel(ScriptModel):
+    """The next token depends on the last one alone: what a successor table can learn completely."""
+
+    name = "bigram"
+
+    def __init__(self, vocab_size: int, seed: int) -> None:
+        super().__init__([0] * 10_000, vocab_size)
+        self.table = torch.randn(vocab_size, vocab_size, generator=torch.Generator().manual_seed(seed))
+
+    def forward(
+        self,
+        block: Block,
+        store: KVStore,
+        *,
+        first_row: int = 0,
+        capture: tuple[int, ...] = (),
+        logits: Literal["all", "none"] = "all",
+    ) -> ModelOutput:
+        store.reserve(first_row, block.shape[0], block.shape[1], block.offset)
+        return ModelOutput(self.table[block.tokens])
