@@ -85,6 +85,7 @@ def test_law_of_a_preset(name: str) -> None:
     assert result.bins > 100
 
 
+@pytest.mark.slow
 def test_law_of_plain_decoding_over_more_tokens() -> None:
     """The reference for presets that are compared over eight tokens."""
     print(check_law(lambda: preset("plain"), LENGTH, table_world(8), drafts=False))

@@ -88,7 +88,7 @@ def check_same(found: Sequence[Request], wanted: Sequence[Request], what: str) -
     assert len(found) == len(wanted), f"{what}: {len(found)} requests, expected {len(wanted)}"
     for case, (request, reference) in enumerate(zip(found, wanted, strict=True)):
         for mine, right in zip(request.choices, reference.choices, strict=True):
-            where = f"{what}: request {case}, choice {mine.index} ({request.params})"
+            where = f"{what}: request {case}, choice {mine.index}, {_given(request.params)}"
             if mine.token_ids != right.token_ids:
                 both = zip(mine.token_ids, right.token_ids, strict=False)
                 length = min(len(mine.token_ids), len(right.token_ids))
@@ -100,6 +100,12 @@ def check_same(found: Sequence[Request], wanted: Sequence[Request], what: str) -
             for name in ("text", "finish_reason", "stop_reason"):
                 got, want = getattr(mine, name), getattr(right, name)
                 assert got == want, f"{where}: {name} is {got!r}, expected {want!r}"
+
+
+def _given(params: SamplingParams) -> str:
+    """The fields that differ from their defaults."""
+    default, mine = vars(SamplingParams()), vars(params)
+    return ", ".join(f"{name}={mine[name]}" for name in mine if mine[name] != default[name]) or "defaults"
 
 
 def check_request(request: Request) -> None:

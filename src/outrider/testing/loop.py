@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -83,17 +84,22 @@ def sample(
         limits=Limits(max_rows=WAVE, max_nodes=WAVE * 128, max_context=len(prompt) + length + 1),
         draft_model=world.draft,
     )
-    settings = {"temperature": 1.0, "max_tokens": length} | params
     found, stats = [], []
     for first in range(0, rows, WAVE):
         requests = [
-            engine.submit(prompt, SamplingParams(seed=seed + row, **settings))  # type: ignore[arg-type]
+            engine.submit(prompt, _params(seed + row, length, **params))
             for row in range(first, min(first + WAVE, rows))
         ]
         drain(engine)
         found += [request.choices[0].token_ids for request in requests]
         stats += [request.choices[0].stats for request in requests]
     return Sample(torch.tensor(found), Stats.total(stats))
+
+
+@lru_cache(maxsize=1 << 16)
+def _params(seed: int, length: int, temperature: float = 1.0, top_p: float = 1.0) -> SamplingParams:
+    """Checking every field anew for every row of every test would take longer than decoding it."""
+    return SamplingParams(seed=seed, max_tokens=length, temperature=temperature, top_p=top_p)
 
 
 def law_test(
