@@ -13,7 +13,7 @@ A chain, a look-up hit and "no draft" (N = 1) are all trees.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,15 @@ class Budget:
     more: Callable[[Any], Tensor] | None = None
     """Asked after each drafted level with a ``policy.base.LevelView``: b[B], which rows to draft one level deeper.
     None: all of them."""
+    shares: tuple[Budget, ...] = ()
+    """For a combination: what each of its drafters was given by its own policy."""
+
+    def share(self, child: int) -> Budget:
+        """The budget of drafter number ``child`` of a combination: its own, within this one."""
+        if not self.shares:
+            return self
+        own = self.shares[child]
+        return replace(own, depth=min(own.depth, self.depth), nodes=min(own.nodes, self.nodes))
 
     @property
     def empty(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import pytest
 import torch
 
 from outrider import Engine, SamplingParams, preset
@@ -120,3 +121,24 @@ def test_spec_decode_with_the_target_as_its_own_draft_accepts_everything() -> No
         ]
         for request in decode(own, preset("spec-decode(depth=4)"), cases):
             assert request.choices[0].stats.acceptance_histogram == [0, 0, 0, 0, 6]
+
+
+@pytest.mark.parametrize("sign", ["|", "+"])
+def test_each_drafter_of_a_combination_keeps_to_its_own_settings(sign: str) -> None:
+    """A setting of one part must not be widened by the other's budget."""
+    world = tiny_world()
+    running = engine(world, preset(f"sam(min_match=4){sign}token-recycling(nodes=3)"))
+    widest = {"sam": 0, "token-recycling": 0}
+
+    def look(outcome: Outcome) -> None:
+        origin, names = outcome.tree.origin_of(), outcome.tree.origins
+        for name in widest:
+            if name in names:
+                drafted = (origin == names.index(name)) & outcome.tree.real
+                widest[name] = max(widest[name], int(drafted.sum(1).max()))
+
+    running.on_step = look
+    running.submit((5, 6, 7), SamplingParams(max_tokens=80, ignore_eos=True))
+    drain(running)
+    assert widest["token-recycling"] == 3
+    assert widest["sam"] > 3

@@ -96,7 +96,7 @@ class Priority(Mixture):
             if len(left) < len(rows):
                 index = torch.tensor(left, device=own.stream.device)
                 own = Draws(own.stream[index], own.position[index])
-            tree = drafter.propose([rows[b] for b in left], budget, own)
+            tree = drafter.propose([rows[b] for b in left], budget.share(child), own)
             served = [True] * len(left) if child == len(self.drafters) - 1 else _served(tree)
             if all(served):
                 pieces.append((left, tree))
@@ -138,10 +138,12 @@ class Merge(Mixture):
     def propose(self, rows: Sequence[Row], budget: Budget, draws: Draws) -> DraftTree:
         merged: DraftTree | None = None
         for child, (drafter, cap) in enumerate(zip(self.drafters, self.caps, strict=True)):
-            nodes = budget.nodes if cap is None else min(cap, budget.nodes)
+            share = budget.share(child)
+            if cap is not None:
+                share = replace(share, nodes=min(cap, share.nodes))
             # Each drafter gets its budget whatever the others found: a budget that depended on drawn tokens
             # would have to be accounted for in the law.
-            tree = drafter.propose(rows, replace(budget, nodes=nodes), self._draws(child, draws))
+            tree = drafter.propose(rows, share, self._draws(child, draws))
             if merged is None:
                 if tree.shape[1] - 1 <= budget.nodes and tree.width_bound <= budget.width:
                     merged = tree

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from outrider.policy.base import LevelView, Policy
+from outrider.policy.base import Policy
 from outrider.types import Budget, Outcome
 
 if TYPE_CHECKING:
@@ -29,27 +26,20 @@ class Fixed(Policy):
 
 
 class Wider(Policy):
-    """The budget of several drafters together: the largest of theirs, or with ``total`` their sum of nodes.
-
-    Each drafter still keeps to what it was built for; the budget is only an upper bound.
-    """
+    """The budget of several drafters together. Each keeps its own plan as its share; the whole is the largest of
+    them, or with ``total`` (one tree from all of them) their sum."""
 
     def __init__(self, policies: Sequence[Policy], total: bool = False) -> None:
         self.policies, self.total = list(policies), total
 
     def plan(self, rows: Sequence[Row]) -> Budget:
-        plans = [policy.plan(rows) for policy in self.policies]
-        nodes = [plan.nodes for plan in plans]
-        stops = [plan.more for plan in plans if plan.more is not None]
-
-        def more(level: LevelView) -> Tensor:
-            return torch.stack([stop(level) for stop in stops]).all(0)
-
+        shares = tuple(policy.plan(rows) for policy in self.policies)
+        join = sum if self.total else max
         return Budget(
-            depth=max(plan.depth for plan in plans),
-            nodes=sum(nodes) if self.total else max(nodes),
-            width=max(plan.width for plan in plans),
-            more=more if stops else None,
+            depth=max(share.depth for share in shares),
+            nodes=join(share.nodes for share in shares),
+            width=join(share.width for share in shares),
+            shares=shares,
         )
 
     def observe(self, outcome: Outcome) -> None:
