@@ -61,3 +61,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _sentence(text: str) -> str:
     text = text.strip()
     return text if text[-1] in ".?!:" else text + "."
+
+
+def check_number(name: str, value: float, low: float, high: float | None = None) -> None:
+    """Raise ``ConfigError`` unless ``low <= value`` (and ``value <= high``)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value:
+        ok = False
+    else:
+        ok = high is None or value <= high
+    if not ok:
+        bounds = f"of at least {low}" if high is None else f"between {low} and {high}"
+        raise ConfigError(f"{name}={value!r}", hint=f"Give a number {bounds}.")

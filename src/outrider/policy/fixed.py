@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from outrider.errors import check_number
 from outrider.policy.base import Policy
 from outrider.types import Budget, Outcome
 
@@ -20,6 +21,11 @@ class Fixed(Policy):
     depth: int
     nodes: int | None = None
     width: int = 1
+
+    def __post_init__(self) -> None:
+        check_number("depth", self.depth, 0)
+        check_number("nodes", 0 if self.nodes is None else self.nodes, 0)
+        check_number("width", self.width, 1)
 
     def plan(self, rows: Sequence[Row]) -> Budget:
         return Budget(self.depth, self.depth * self.width if self.nodes is None else self.nodes, self.width)

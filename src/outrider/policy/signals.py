@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from outrider.errors import check_number
 from outrider.policy.base import LevelView, Policy
+from outrider.policy.fixed import Fixed
 from outrider.types import Budget
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ class Confidence(Policy):
     threshold: float = 0.4
     nodes: int | None = None
     width: int = 1
+
+    def __post_init__(self) -> None:
+        Fixed(self.depth, self.nodes, self.width)  # the same bounds
+        check_number("threshold", self.threshold, 0, 1)
 
     def plan(self, rows: Sequence[Row]) -> Budget:
         nodes = self.depth * self.width if self.nodes is None else self.nodes

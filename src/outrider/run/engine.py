@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from outrider.draft.base import DraftContext
-from outrider.errors import RequestError
+from outrider.errors import RequestError, check_number
 from outrider.model.base import Block, LanguageModel
 from outrider.params import SamplingParams
 from outrider.parts import Parts
@@ -47,6 +47,13 @@ class Limits:
     """Cap on rows times tokens of one prefill forward."""
     prefix_entries: int = 0
     """Finished rows whose keys and values are kept for requests that begin alike."""
+
+    def __post_init__(self) -> None:
+        check_number("max_rows", self.max_rows, 1)
+        check_number("max_context", 2 if self.max_context is None else self.max_context, 2)
+        check_number("max_nodes", self.max_nodes, 1)
+        check_number("prefill_tokens", self.prefill_tokens, 1)
+        check_number("prefix_entries", self.prefix_entries, 0)
 
 
 @dataclass(eq=False)
