@@ -21,7 +21,7 @@ _EXPORTS: dict[str, str] = {
     "Engine": "outrider.run.engine",
     "IncompatibleParts": "outrider.errors",
     "LLM": "outrider.run.llm",
-    "Limits": "outrider.run.engine",
+    "Limits": "outrider.run.scheduler",
     "ModelError": "outrider.errors",
     "Parts": "outrider.parts",
     "Policy": "outrider.policy.base",
@@ -58,11 +58,11 @@ if TYPE_CHECKING:
     from outrider.registry import preset as preset
     from outrider.registry import register as register
     from outrider.run.engine import Engine as Engine
-    from outrider.run.engine import Limits as Limits
     from outrider.run.llm import LLM as LLM
     from outrider.run.llm import StreamEvent as StreamEvent
     from outrider.run.request import RequestOutput as RequestOutput
     from outrider.run.request import Stats as Stats
+    from outrider.run.scheduler import Limits as Limits
     from outrider.tree.grow import Structure as Structure
     from outrider.verify.base import Verifier as Verifier
 

@@ -91,8 +91,8 @@ def open_model(source: Source, screens: Screens, *, prefix_entries: int = 0) -> 
     with screens.err.status(f"loading {source.model}"):
         began = time.perf_counter()
         _quiet(source.threads)
-        from outrider.run.engine import Limits
         from outrider.run.llm import LLM
+        from outrider.run.scheduler import Limits
 
         llm = LLM(
             folders[0],

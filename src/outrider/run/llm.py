@@ -12,8 +12,9 @@ from outrider.errors import ConfigError, RequestError
 from outrider.params import SamplingParams
 from outrider.parts import Parts
 from outrider.registry import preset as build_preset
-from outrider.run.engine import Engine, Limits
+from outrider.run.engine import Engine
 from outrider.run.request import Emission, Origin, Request, RequestOutput, Stats
+from outrider.run.scheduler import Limits
 
 if TYPE_CHECKING:
     from outrider.types import Outcome

@@ -9,8 +9,9 @@ from typing import Any
 from outrider.params import SamplingParams
 from outrider.parts import Parts
 from outrider.registry import preset
-from outrider.run.engine import Engine, Limits
+from outrider.run.engine import Engine
 from outrider.run.request import Choice, Request
+from outrider.run.scheduler import Limits
 from outrider.testing.world import World
 
 Make = Callable[[], Parts]

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from outrider.model.table import TableModel
 from outrider.params import SamplingParams
-from outrider.run.engine import Engine, Limits
+from outrider.run.engine import Engine
 from outrider.run.request import Stats
+from outrider.run.scheduler import Limits
 from outrider.testing.decode import Make, drain
 from outrider.testing.stats import ChiSquare, chi_square, histogram
 from outrider.testing.world import World, table_world
