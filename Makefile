@@ -1,7 +1,7 @@
 # Every target does its own set-up: nothing but Python 3.11 or newer and make has to be there.
 #
 #   make demo                    install, pull the default model, run it with and without drafting
-#   make test                    install, lint, check types, run the tests
+#   make test                    install, lint, check types, pull the default model, run the tests
 #   make test ARGS="-k cache"    the same with a part of the tests
 #
 # PIP_ARGS is handed to every pip install (an index of CPU builds, say).
@@ -55,6 +55,7 @@ demo: $(VENV)/.installed-run  ## install, pull the default model, compare drafti
 
 .PHONY: test
 test: lint  ## install, lint, check types, run the tests with coverage (ARGS="-k foo" for a part)
+	$(BIN)/outrider pull $(MODEL) || echo "No $(MODEL): the tests on a real model will be skipped." >&2
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .PHONY: lint
