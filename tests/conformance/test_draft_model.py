@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from outrider import SamplingParams, preset
+from outrider.draft.model import DraftModel
+from outrider.model.base import Block
 from outrider.model.hf import HFModel
 from outrider.run.row import Row
 from outrider.testing import conformance
@@ -95,6 +97,43 @@ def test_the_draft_law_is_that_of_the_draft_model(spec: str, rows: int) -> None:
     """The verifier is exact for any law that is the one drawn from, so only this shows whether it is the model's:
     its store must hold what was accepted, and every level see its own ancestors."""
     assert max(wrong_laws(spec, PROMPTS[1 : rows + 1])) < 1e-9
+
+
+def test_the_second_child_of_the_root_is_kept_where_it_belongs() -> None:
+    """Accepted alone, it is a path of one node that must still move to the front of the store."""
+    world = tiny_world()
+    parts = preset("spec-decode(depth=2, structure=static, width=3, nodes=6)")
+    running = engine(world, parts)
+    running.submit(PROMPTS[2], SamplingParams(ignore_eos=True, max_tokens=40, temperature=1.0, seed=1))
+    running.submit(PROMPTS[1], SamplingParams(ignore_eos=True, max_tokens=60, temperature=1.0, seed=2))
+    moved = 0
+    drafter = parts.drafter
+    assert isinstance(drafter, DraftModel)
+
+    def look(outcome: Outcome) -> None:
+        nonlocal moved
+        assert outcome.verdict is not None
+        paths = outcome.verdict.path.tolist()
+        alone = [1 < path[1] <= 3 and path[2:3] in ([-1], []) for path in paths if len(path) > 1]
+        moved += sum(alone)
+        for place, row in enumerate(outcome.rows):
+            assert isinstance(row, Row)
+            stored = drafter.store.lengths[drafter._rows.index(row.id)]
+            assert stored < len(row.tokens), f"row {place}: {stored} tokens stored of {len(row.tokens)}"
+            keys = next(iter(drafter.store._buffers.values()))[:, drafter._rows.index(row.id), :, :stored]
+            assert torch.allclose(keys, fresh_keys(world, row.tokens[:stored]), atol=1e-9)
+
+    running.on_step = look
+    drain(running)
+    assert moved > 3
+
+
+def fresh_keys(world: World, tokens: list[int]) -> torch.Tensor:
+    """Keys and values of a text fed in one go."""
+    store = world.draft.new_store(1, 256)
+    store.add()
+    world.draft.forward(Block.of_lists([tokens]), store)
+    return next(iter(store._buffers.values()))[:, 0, :, : len(tokens)]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("shape", ["chain", pytest.param("sampled", marks=LONELY_LEVEL)])
