@@ -15,9 +15,9 @@ in wrapping int64 arithmetic so that it runs on any device. The package never to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import IntEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -71,13 +71,30 @@ def _mix_int(word: int) -> int:
     return x - (1 << 64) if x >> 63 else x
 
 
-@dataclass(frozen=True)
 class Draws:
     """Random numbers of B rows. ``stream`` i64[B] is the hash of (seed, sample); ``position`` i64[B] is the
-    position of the root, that is the index of the last emitted token in prompt plus output."""
+    position of the root, that is the index of the last emitted token in prompt plus output.
 
-    stream: Tensor
-    position: Tensor
+    Both may be given as lists: a step in which nobody draws then never makes tensors of them."""
+
+    def __init__(
+        self,
+        stream: Tensor | Sequence[int],
+        position: Tensor | Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._stream, self._position, self._device = stream, position, device
+
+    @cached_property
+    def stream(self) -> Tensor:
+        return self._tensor(self._stream)
+
+    @cached_property
+    def position(self) -> Tensor:
+        return self._tensor(self._position)
+
+    def _tensor(self, words: Tensor | Sequence[int]) -> Tensor:
+        return words if isinstance(words, Tensor) else torch.tensor(words, device=self._device)
 
     @classmethod
     def of(cls, seeds: Tensor, samples: Tensor, positions: Tensor) -> Draws:

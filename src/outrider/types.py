@@ -18,6 +18,7 @@ from enum import IntEnum, StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,6 +158,8 @@ class DraftTree:
     def ancestors(self) -> Tensor:
         """b[B,N,N]: ``ancestors[b,i,j]`` when j is i or an ancestor of i. Padding sees only itself."""
         b, n = self.shape
+        if self._small_on_host:
+            return torch.from_numpy(self._host_ancestors())
         eye = torch.eye(n, dtype=torch.bool, device=self.tokens.device).expand(b, n, n)
         if self.depth_bound == 0 or n == 1:
             return eye
@@ -173,9 +176,31 @@ class DraftTree:
             jump = jump.gather(1, jump)
         return torch.where(self.real[:, :, None] & self.real[:, None, :], reach, eye)
 
+    @property
+    def _small_on_host(self) -> bool:
+        """Whether a loop over the nodes is cheaper than a dozen tensor calls."""
+        return self.host is not None and self.tokens.device.type == "cpu" and self.tokens.numel() <= 1024
+
+    def _host_ancestors(self) -> np.ndarray:
+        b, n = self.shape
+        seen = np.zeros((b, n, n), dtype=bool)
+        seen[:, range(n), range(n)] = True
+        for row, (_, parents) in zip(seen, self.host or (), strict=True):
+            for node, parent in enumerate(parents):
+                if parent >= 0:
+                    row[node, : parent + 1] |= row[parent, : parent + 1]
+        return seen
+
     @cached_property
     def depth(self) -> Tensor:
         """i64[B,N]: 0 for the root (and for padding)."""
+        if self._small_on_host:
+            table = np.zeros(self.shape, dtype=np.int64)
+            for row, (_, parents) in zip(table, self.host or (), strict=True):
+                for node, parent in enumerate(parents):
+                    if parent >= 0:
+                        row[node] = row[parent] + 1
+            return torch.from_numpy(table)
         return self.ancestors.sum(-1) - 1
 
     @cached_property
@@ -265,13 +290,28 @@ class DraftTree:
 class Verdict:
     """What a verifier decided. ``path`` i64[B,A] holds node indices from the root (always accepted) down,
     -1 behind ``count`` i64[B] (1 = the root alone). ``bonus`` i64[B] is the token the target adds after
-    the path; ``why`` is f[B,N] where kept: the probability with which each tested node would be accepted,
-    NaN where it was not tested."""
+    the path. ``fallbacks`` b[B] marks rows whose residual was all zero from rounding, so that the bonus was drawn
+    from p itself: expected about never, counted when it happens. ``host`` holds ``[count, bonus, *path]`` per row
+    where the rule ran on the host."""
 
     path: Tensor
     count: Tensor
     bonus: Tensor
-    why: Tensor | None = None
+    reasons: Tensor | Callable[[], Tensor] | None = None
+    fallbacks: Tensor | None = None
+    host: list[list[int]] | None = None
+
+    @cached_property
+    def why(self) -> Tensor | None:
+        """f[B,N]: the probability with which each tested node would be accepted, NaN where it was not tested.
+        Worked out when somebody asks."""
+        return self.reasons() if callable(self.reasons) else self.reasons
+
+    def lines(self) -> list[list[int]]:
+        """``[count, bonus, *path]`` per row: the step's one copy to the host."""
+        if self.host is not None:
+            return self.host
+        return torch.cat([self.count[:, None], self.bonus[:, None], self.path], dim=1).tolist()
 
 
 @dataclass

@@ -149,16 +149,22 @@ class HFModel(LanguageModel):
         b, n = block.shape
         store.reserve(first_row, b, n, block.offset)
         plan = attention.AttentionPlan(block, store, first_row, self.device)
-        first = torch.tensor(store.next_positions[first_row : first_row + b], device=self.device)[:, None]
-        depth = block.offset + torch.arange(n, device=self.device)[None] if block.depth is None else block.depth
+        positions = self._positions(block, store.next_positions[first_row : first_row + b])
         target = self.hf if logits == "all" else self.hf.get_decoder()
-        positions = first + depth
-        if self.max_positions is not None:  # nodes beyond the end are drafted in vain; keep learned tables in range
-            positions = positions.clamp(max=self.max_positions - 1)
         with torch.inference_mode(), self._capture.layers(capture) as captured:
             out = self._call(target, block.tokens, positions, StoreCache(store), plan)
         scores = out.logits if logits == "all" else torch.empty(b, 0, self.vocab_size, device=self.device)
         return ModelOutput(scores, captured.stacked() if capture else None)
+
+    def _positions(self, block: Block, first: list[int]) -> Tensor:
+        """i64[B,N]. Nodes beyond the end of the context are drafted in vain; learned tables stay in range."""
+        b, n = block.shape
+        last = (1 << 62) if self.max_positions is None else self.max_positions - 1
+        if block.depth is None and b * n <= 64:  # one tensor call instead of four
+            start = block.offset
+            return torch.tensor([[min(f + start + i, last) for i in range(n)] for f in first], device=self.device)
+        depth = torch.arange(block.offset, block.offset + n, device=self.device) if block.depth is None else block.depth
+        return (torch.tensor(first, device=self.device)[:, None] + depth).clamp(max=last)
 
     def _call(self, target: Any, tokens: Tensor, positions: Tensor, cache: Cache, plan: attention.AttentionPlan) -> Any:
         if self._native:

@@ -114,8 +114,7 @@ class Engine:
         clock = _Clock()
         rows = [live.row for live in self.scheduler.live]
         draws = Draws(
-            torch.tensor([live.stream for live in self.scheduler.live], device=self.target.device),
-            torch.tensor([row.root_position for row in rows], device=self.target.device),
+            [live.stream for live in self.scheduler.live], [row.root_position for row in rows], self.target.device
         )
         tree = self._propose(rows, draws)
         clock.lap("draft")
@@ -124,8 +123,7 @@ class Engine:
         logits = out.logits if self.parts.law is None else self.parts.law(out.logits, tree)
         p = warp(logits, [row.sampling for row in rows], tree)
         verdict = self.parts.verifier.verify(tree, TargetView(p, logits, out.hidden), draws)
-        # The step's one copy to the host: [count, bonus, path...] per row.
-        packed = torch.cat([verdict.count[:, None], verdict.bonus[:, None], verdict.path], dim=1).tolist()
+        packed = verdict.lines()
         clock.lap("verify")
         counts = [line[0] for line in packed]
         self.store.commit(verdict.path[:, : max(counts)], counts)

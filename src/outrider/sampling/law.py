@@ -228,9 +228,10 @@ def _argmax(x: Tensor) -> Tensor:
         return torch.where(best > -torch.inf, index, -1)
     # torch's argmax on a CPU is ten times slower than numpy's, and than its own maximum.
     if x.dtype in (torch.float32, torch.float64):
-        index = torch.from_numpy(x.detach().numpy().argmax(-1))
-        best = x.gather(-1, index[..., None])[..., 0]
-        return torch.where(best > -torch.inf, index, -1)
+        array = x.detach().numpy()
+        where = array.argmax(-1)
+        top = np.take_along_axis(array, where[..., None], -1)[..., 0]
+        return torch.from_numpy(np.where(top > -np.inf, where, -1))
     blocks = x.unflatten(-1, (vocab // size, size))
     which = blocks.amax(-1).argmax(-1, keepdim=True)
     inside = blocks.gather(-2, which[..., None].expand(*which.shape, size)).squeeze(-2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,8 @@ class Match(Verifier):
         """See ``Verifier``. ``why`` is the target's probability of each tested token."""
         if tree.shape[1] == 1:
             return _plain(tree, target, draws)
+        if tree.host is not None and tree.role is None and tree.tokens.device.type == "cpu":
+            return _hosted(tree, tree.host, target, draws)
         return _chain(tree, target, draws) if tree.is_chain else _tree(tree, target, draws)
 
 
@@ -36,7 +40,40 @@ def _plain(tree: DraftTree, target: TargetView, draws: Draws) -> Verdict:
     """No draft: nothing to compare."""
     zero = torch.zeros_like(tree.tokens)
     bonus = _choose(target, draws, zero).squeeze(1)
-    return Verdict(path=zero, count=torch.ones_like(bonus), bonus=bonus)
+    host = [[1, token, 0] for token in bonus.tolist()] if bonus.device.type == "cpu" else None
+    return Verdict(path=zero, count=torch.ones_like(bonus), bonus=bonus, host=host)
+
+
+def _hosted(tree: DraftTree, rows: list[tuple[list[int], list[int]]], target: TargetView, draws: Draws) -> Verdict:
+    """The same walk over host lists, where the drafter left them: a loop over some dozens of nodes costs less
+    than as many tensor calls."""
+    choices = _choose(target, draws, tree.depth if not target.p.all_greedy else tree.tokens)
+    lines = []
+    for (tokens, parents), choice in zip(rows, choices.tolist(), strict=True):
+        depth = [0] + [-1] * (len(tokens) - 1)  # -1: rejected
+        end = 0
+        for node in range(1, len(tokens)):
+            above = parents[node]
+            if depth[above] >= 0 and tokens[node] == choice[above]:
+                depth[node] = depth[above] + 1
+                if depth[node] > depth[end]:
+                    end = node
+        path = [end]
+        while path[-1]:
+            path.append(parents[path[-1]])
+        lines.append([len(path), choice[end], *reversed(path)])
+    width = max(line[0] for line in lines)
+    lines = [line + [-1] * (width - line[0]) for line in lines]
+    whole = torch.tensor(lines)
+
+    def reasons() -> Tensor:
+        # Chance of each node, asked of the tensor rules: only explanations want it.
+        twin = replace(tree, host=None)
+        why = (_chain if tree.is_chain else _tree)(twin, target, draws).why
+        assert why is not None
+        return why
+
+    return Verdict(whole[:, 2:], whole[:, 0], whole[:, 1], reasons, host=lines)
 
 
 def _chain(tree: DraftTree, target: TargetView, draws: Draws) -> Verdict:
@@ -50,7 +87,7 @@ def _chain(tree: DraftTree, target: TargetView, draws: Draws) -> Verdict:
     bonus = choices.gather(1, count[:, None] - 1).squeeze(1)
     tested = open_.clone()
     tested[:, 1:] &= stand[:, :-1].bool()
-    return Verdict(chain_path(tree, count), count, bonus, _why(tree, target, same, tested, order[:, :-1]))
+    return Verdict(chain_path(tree, count), count, bonus, lambda: _why(tree, target, same, tested, order[:, :-1]))
 
 
 def _tree(tree: DraftTree, target: TargetView, draws: Draws) -> Verdict:
@@ -67,7 +104,8 @@ def _tree(tree: DraftTree, target: TargetView, draws: Draws) -> Verdict:
     end = torch.where(stand, depth * n + (n - 1 - order), -1).argmax(1)
     path, count = path_to(tree, end)
     bonus = choices.gather(1, end[:, None]).squeeze(1)
-    return Verdict(path, count, bonus, _why(tree, target, same, open_ & stand.gather(1, parent), parent))
+    tested = open_ & stand.gather(1, parent)
+    return Verdict(path, count, bonus, lambda: _why(tree, target, same, tested, parent))
 
 
 def _choose(target: TargetView, draws: Draws, depth: Tensor) -> Tensor:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from outrider.rng import Draws, Purpose
-from outrider.types import DraftTree, Drawn, Guarantee, Needs
+from outrider.types import DraftTree, Drawn, Guarantee, Needs, Verdict
 from outrider.verify.base import TargetView, Verifier
 from outrider.verify.rejection import ChainRejection, greedy
 from outrider.verify.walk import (
     Proposal,
-    RejectionVerdict,
     draw_bonus,
     late,
     probability,
@@ -43,7 +42,7 @@ class Recursive(Verifier):
     def __init__(self) -> None:
         self._chain = ChainRejection()
 
-    def verify(self, tree: DraftTree, target: TargetView, draws: Draws) -> RejectionVerdict:
+    def verify(self, tree: DraftTree, target: TargetView, draws: Draws) -> Verdict:
         """See ``Verifier``. Coins as in ``ChainRejection``, whose decisions this makes where no node
         branches."""
         if tree.is_chain:
@@ -158,18 +157,18 @@ class _Walk:
             self.mass = torch.where(rejected, self.law.sum(1, dtype=torch.float64), self.mass)
         return stands
 
-    def verdict(self) -> RejectionVerdict:
+    def verdict(self) -> Verdict:
         p_end = self.probs[self.rows, self.node]
         bonus, empty = draw_bonus(self.law, self.mass, p_end, self.node, self.draws)
         path = torch.stack(self.path, 1)
         if path.shape[1] <= self.tree.depth_bound:  # stopped early
             path = torch.nn.functional.pad(path, (0, self.tree.depth_bound + 1 - path.shape[1]), value=-1)
         taken = self.bonus >= 0
-        return RejectionVerdict(
+        return Verdict(
             path=path,
             count=(path >= 0).sum(1),
             bonus=torch.where(taken, self.bonus, bonus),
-            why=self.why,
+            reasons=self.why,
             fallbacks=empty & ~taken,
         )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from outrider.errors import IncompatibleParts
 from outrider.rng import Draws, Purpose
-from outrider.types import DraftTree, Drawn, Guarantee, Needs
+from outrider.types import DraftTree, Drawn, Guarantee, Needs, Verdict
 from outrider.verify.base import TargetView, Verifier
 from outrider.verify.match import Match
 from outrider.verify.walk import (
-    RejectionVerdict,
     chain_path,
     draw_bonus,
     late,
@@ -37,7 +38,7 @@ class ChainRejection(Verifier):
     branching = False
     needs = Needs(draft_law=True)
 
-    def verify(self, tree: DraftTree, target: TargetView, draws: Draws) -> RejectionVerdict:
+    def verify(self, tree: DraftTree, target: TargetView, draws: Draws) -> Verdict:
         """See ``Verifier``. Coin of node n: ``uniform(ACCEPT, n)``; bonus behind n: ``uniform(RESIDUAL,
         n)``."""
         if not tree.is_chain:
@@ -76,25 +77,25 @@ class ChainRejection(Verifier):
         tested = open_.clone()
         tested[:, 1:] &= stand[:, :-1].bool()
         chance = torch.where(tested, probability(p_x, q_x), torch.nan)
-        return RejectionVerdict(
+        return Verdict(
             path=chain_path(tree, end + 1),
             count=end + 1,
             bonus=torch.where(taken, token, bonus),
-            why=torch.nn.functional.pad(chance, (1, 0), value=torch.nan),
+            reasons=torch.nn.functional.pad(chance, (1, 0), value=torch.nan),
             fallbacks=empty & ~taken,
         )
 
 
-def greedy(tree: DraftTree, target: TargetView, draws: Draws) -> RejectionVerdict:
+def greedy(tree: DraftTree, target: TargetView, draws: Draws) -> Verdict:
     """Temperature 0: p is one-hot, so every coin accepts the target's choice and refuses anything else, and
     every residual is that choice. ``Match`` finds the same without a vector over the vocabulary."""
     found = Match().verify(tree, target, draws)
     none = torch.zeros_like(found.count, dtype=torch.bool)
-    return RejectionVerdict(found.path, found.count, found.bonus, found.why, none)
+    return replace(found, fallbacks=none)
 
 
-def _plain(tree: DraftTree, target: TargetView, draws: Draws) -> RejectionVerdict:
+def _plain(tree: DraftTree, target: TargetView, draws: Draws) -> Verdict:
     """No draft: the bonus comes from p at the root, with the draw it would have behind any chain."""
     zero = torch.zeros_like(tree.tokens)
     bonus = target.p.choose(draws.uniform(Purpose.RESIDUAL, zero)).squeeze(1)
-    return RejectionVerdict(zero, torch.ones_like(bonus), bonus, None, torch.zeros_like(bonus, dtype=torch.bool))
+    return Verdict(zero, torch.ones_like(bonus), bonus, fallbacks=torch.zeros_like(bonus, dtype=torch.bool))

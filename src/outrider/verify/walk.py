@@ -11,16 +11,7 @@ import torch
 from torch import Tensor
 
 from outrider.rng import Draws, Purpose, inverse_cdf
-from outrider.types import DraftTree, Drawn, Role, Verdict
-
-
-@dataclass
-class RejectionVerdict(Verdict):
-    """A verdict of a rule that draws from residuals. ``fallbacks`` b[B] marks rows whose residual was all
-    zero from rounding, so that the bonus was drawn from p itself: expected about never, counted when it
-    happens. Where p has no mass either the bonus is -1, as for every node without a law."""
-
-    fallbacks: Tensor | None = None
+from outrider.types import DraftTree, Drawn, Role
 
 
 @dataclass(frozen=True)
