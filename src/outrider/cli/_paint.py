@@ -62,6 +62,7 @@ class Runs:
         """The runs of one emission; joined they are its text."""
         for token, origin in zip(emission.token_ids, emission.origins, strict=True):
             self._decoded.push(token)
+            self._decoded.advance()
             self._marks.append((len(self._decoded.text), origin.name))
             self.counts[origin.name] += 1
         runs: list[Run] = []

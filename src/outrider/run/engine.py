@@ -96,9 +96,10 @@ class Engine:
         """Nothing runs and nothing waits."""
         return self.scheduler.idle
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams) -> Request:
-        """Queue a prompt of token ids. Raises ``RequestError`` for one that cannot be served."""
-        return self.scheduler.submit(prompt, params)
+    def submit(self, prompt: Sequence[int], params: SamplingParams, stream: bool = True) -> Request:
+        """Queue a prompt of token ids; without ``stream`` its text is there when it has finished, and not before.
+        Raises ``RequestError`` for one that cannot be served."""
+        return self.scheduler.submit(prompt, params, stream)
 
     def cancel(self, request: Request) -> None:
         """Stop a request now; its choices keep what they have, with finish_reason "cancelled"."""
@@ -183,11 +184,11 @@ class Engine:
             live.row.sampling.advance(fresh)
             choice.token_ids += fresh
             choice.origins += origins
-            piece = live.stop.release()
+            if bonus < 0 and live.stop.reason is None:  # nothing can follow: this row ends, others go on
+                live.stop.reason, choice.error = "error", dead_end(live.row.sampling)
+            piece = live.stop.release(live.request.stream)
             choice.text += piece
             choice.finish_reason, choice.stop_reason = live.stop.reason, live.stop.cause
-            if bonus < 0 and choice.finish_reason is None:  # nothing can follow: this row ends, others go on
-                choice.finish_reason, choice.error = "error", dead_end(live.row.sampling)
             emissions.append(Emission(live.request, choice, piece, fresh, origins))
         return emissions
 

@@ -191,7 +191,7 @@ class LLM:
         requests: list[Request] = []
         try:
             for prompt, params in zip(batch, each, strict=True):
-                requests.append(self.engine.submit(self.encode(prompt), params))
+                requests.append(self.engine.submit(self.encode(prompt), params, stream=False))
         except Exception:
             for request in requests:
                 self.engine.cancel(request)

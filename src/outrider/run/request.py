@@ -118,6 +118,8 @@ class Request:
     choices: list[Choice] = field(default_factory=list)
     sampling: RowSampling | None = field(default=None, repr=False)
     """Prepared for the first choice while the request waits."""
+    stream: bool = True
+    """Whether somebody reads the text while it grows; otherwise it is worked out once, at the end."""
 
     @property
     def finished(self) -> bool:

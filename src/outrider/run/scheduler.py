@@ -86,7 +86,7 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.live and not self.waiting
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams) -> Request:
+    def submit(self, prompt: Sequence[int], params: SamplingParams, stream: bool = True) -> Request:
         """Queue a prompt of token ids. Raises ``RequestError`` for one that cannot be served."""
         tokens = list(prompt)
         if not tokens:
@@ -118,7 +118,7 @@ class Scheduler:
                 hint="Give stop_token_ids, or LLM(..., tokenizer=...).",
             )
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        request = Request(self._next_request, tokens, params, seed)
+        request = Request(self._next_request, tokens, params, seed, stream=stream)
         # Built here for its checks: an error in the middle of a step would be everybody's.
         request.sampling = self._sampling(request)
         self._next_request += 1
@@ -131,7 +131,8 @@ class Scheduler:
             self.waiting.remove(request)
             request.choices = [Choice(index, finish_reason="cancelled") for index in range(request.params.n)]
         for live in [x for x in self.live if x.request is request]:
-            live.choice.finish_reason = "cancelled"
+            live.stop.reason = live.choice.finish_reason = "cancelled"
+            live.choice.text += live.stop.release()
             self.leave(live)
 
     def admit(self) -> None:

@@ -29,10 +29,13 @@ class TextStream:
         self._read = 0  # tokens whose text is released
 
     def push(self, token: int) -> None:
-        """Add a token; ``text`` grows when a whole character is there."""
-        if self.tokenizer is None:
-            return
+        """Add a token; its text is worked out when ``advance`` or ``flush`` is called."""
         self._tokens.append(token)
+
+    def advance(self) -> None:
+        """Let ``text`` grow by what is final of the tokens so far: whole characters."""
+        if self.tokenizer is None or self._read == len(self._tokens):
+            return
         before = self._decode(self._tokens[self._context : self._read])
         whole = self._decode(self._tokens[self._context :])
         if len(whole) > len(before) and not whole.endswith(_BROKEN):
@@ -83,6 +86,7 @@ class StopCheck:
             return True
         self.stream.push(token)
         if self.stop:
+            self.stream.advance()
             if self.count <= self.min_tokens:
                 self._scanned = len(self.stream.text)  # what was said too early to count is not found later
             elif self._found():
@@ -104,8 +108,12 @@ class StopCheck:
         self.stream.text = text[:at]
         return True
 
-    def release(self) -> str:
-        """Text that is final: what could still turn out to be the start of a stop string is held back."""
+    def release(self, wanted: bool = True) -> str:
+        """Text that is final: what could still turn out to be the start of a stop string is held back. Unless it is
+        ``wanted`` piece by piece, all of it comes at the end."""
+        if not wanted and self.reason is None:
+            return ""
+        self.stream.advance()
         if self.reason is not None and not isinstance(self.cause, str):  # a stop string has cut the text already
             self.stream.flush()
         end = len(self.stream.text)
