@@ -77,8 +77,6 @@ class Needs:
     """Logits of all nodes, rejected ones included (``Outcome.logits``)."""
     prefill_logits: bool = False
     """Logits at every prompt position (costs one head product per prompt token)."""
-    tree: bool = False
-    """Proposes trees that branch, so that the store must be able to."""
     draft_law: bool = False
     """A verifier that reads the drafter's law q."""
 
@@ -87,7 +85,6 @@ class Needs:
             hidden=tuple(sorted({*self.hidden, *other.hidden})),
             logits=self.logits or other.logits,
             prefill_logits=self.prefill_logits or other.prefill_logits,
-            tree=self.tree or other.tree,
             draft_law=self.draft_law or other.draft_law,
         )
 

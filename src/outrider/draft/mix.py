@@ -133,7 +133,7 @@ class Merge(Mixture):
                 hint="Give one per drafter, None for no cap",
             )
         if len(self.drafters) > 1:
-            self.branching, self.needs = True, self.needs | Needs(tree=True)
+            self.branching = True
 
     def propose(self, rows: Sequence[Row], budget: Budget, draws: Draws) -> DraftTree:
         merged: DraftTree | None = None

@@ -61,7 +61,7 @@ class TokenRecycling(Drafter):
     of prompt tokens (one head product per prompt token). ``seed_from_prompt`` enters, for tokens never seen,
     the token that followed in a prompt; both are off as published."""
 
-    needs = Needs(logits=True, tree=True)
+    needs = Needs(logits=True)
     branching = True
 
     def __init__(
@@ -86,7 +86,7 @@ class TokenRecycling(Drafter):
         self.k, self.scope, self.name = k, scope, name
         self.learn_prefill, self.seed_from_prompt = learn_prefill, seed_from_prompt
         if learn_prefill:
-            self.needs = Needs(logits=True, prefill_logits=True, tree=True)
+            self.needs = Needs(logits=True, prefill_logits=True)
         self._active: set[int] = set()
 
     def bind(self, context: DraftContext) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outrider.draft.vocab import check_same_vocabulary
-from outrider.errors import ConfigError, RequestError
+from outrider.errors import ConfigError, RequestError, nearest
 from outrider.params import SamplingParams
 from outrider.parts import Parts
 from outrider.registry import preset as build_preset
@@ -61,6 +62,13 @@ class LLM:
     ) -> None:
         from outrider.model.base import LanguageModel
         from outrider.model.load import Loaded, load
+
+        known = inspect.signature(load).parameters
+        for name in load_options:
+            if name not in known:
+                raise ConfigError(
+                    f"LLM has no option {name!r}", hint=nearest(name, {*known, "preset", "draft_model", "limits"})
+                )
 
         def open_(source: Any, tokenizer: Any) -> Any:
             if isinstance(source, LanguageModel):
