@@ -199,15 +199,13 @@ def _single(text: str, overrides: dict[str, Any]) -> Parts:
 
 
 def _settings(text: str, inside: str) -> dict[str, Any]:
-    """``depth=4, width=2`` as a dict; values are Python literals, bare words are strings."""
+    """``depth=4, structure=top-k`` as a dict; values are Python literals, bare words are strings."""
+    inside = re.sub(r"(?<==)\s*(?!True\b|False\b|None\b)([A-Za-z_][\w-]*)\s*(?=,|$)", r"'\1'", inside)
     try:
         call = ast.parse(f"f({inside})", mode="eval").body
         assert isinstance(call, ast.Call)
         assert not call.args
-        return {
-            str(kw.arg): kw.value.id if isinstance(kw.value, ast.Name) else ast.literal_eval(kw.value)
-            for kw in call.keywords
-        }
+        return {str(kw.arg): ast.literal_eval(kw.value) for kw in call.keywords}
     except (SyntaxError, ValueError, AssertionError):
         raise ConfigError(f"settings of {text!r}", hint="Write name(setting=value, other=value).") from None
 

@@ -167,8 +167,3 @@ def block_size(vocab: int) -> int:
         return vocab
     divisors = [d for d in range(32, min(vocab // 8, 8192) + 1) if vocab % d == 0]
     return min(divisors, key=lambda d: max(d / 512, 512 / d), default=vocab)
-
-
-def stream_key(seed: int, sample: int) -> int:
-    """The hash of (seed, sample) that ``Draws.stream`` holds, as a signed 64-bit integer."""
-    return int(Draws.of(torch.tensor([seed]), torch.tensor([sample]), torch.tensor([0])).stream[0])

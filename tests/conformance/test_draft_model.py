@@ -43,12 +43,6 @@ def test_a_model_that_drafts_for_itself_is_always_right(temperature: float) -> N
         assert request.choices[0].stats.target_calls == -(-length // (depth + 1))
 
 
-LONELY_LEVEL = pytest.mark.xfail(
-    reason="a level with a single node, drafted behind a level of siblings by an even batch, is not masked: "
-    "AttentionPlan.trivial does not look at Block.offset"
-)
-
-
 def wrong_laws(spec: str, prompts: Sequence[tuple[int, ...]], temperature: float = 0.8) -> list[float]:
     """How far every recorded draft law is from a full forward of the draft model along the node's path."""
     world, gaps = tiny_world(), []
@@ -89,8 +83,8 @@ def wrong_laws(spec: str, prompts: Sequence[tuple[int, ...]], temperature: float
         ("spec-decode(depth=3)", 1),
         ("spec-decode(depth=3)", 3),
         ("pld(depth=3)|spec-decode(depth=3)", 3),
-        pytest.param("spec-decode(depth=3, structure=sampled, nodes=8)", 3, marks=LONELY_LEVEL),
-        pytest.param("spec-decode(depth=3, structure=sampled, nodes=8)", 1, marks=LONELY_LEVEL),
+        ("spec-decode(depth=3, structure=sampled, nodes=8)", 3),
+        ("spec-decode(depth=3, structure=sampled, nodes=8)", 1),
     ],
 )
 def test_the_draft_law_is_that_of_the_draft_model(spec: str, rows: int) -> None:
@@ -136,7 +130,7 @@ def fresh_keys(world: World, tokens: list[int]) -> torch.Tensor:
     return next(iter(store._buffers.values()))[:, 0, :, : len(tokens)]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("shape", ["chain", pytest.param("sampled", marks=LONELY_LEVEL)])
+@pytest.mark.parametrize("shape", ["chain", "sampled"])
 def test_the_batch_does_not_change_sampled_text(shape: str) -> None:
     """Its own rejection rule: the same text alone and in company, until the budget shrinks towards the end."""
     depth, length = 3, 16
@@ -199,18 +193,19 @@ def test_rows_that_another_drafter_serves_are_caught_up() -> None:
         assert len(names) == 3, names
 
 
-NOTHING_TO_PREFILL = {"batch of 8", "guarantee", "join and leave", "everything accepted", "logprobs", "prompts"}
-"""Checks in which one prompt is read to its end before others are."""
-
-
-def recurrent_checks() -> list[object]:
-    late = pytest.mark.xfail(reason="RecurrentModel cannot forward a row with no tokens in a prefill chunk")
-    names = ["batch of 8", "guarantee", "join and leave", "everything accepted", "choices", "logprobs", "prompts"]
-    return [pytest.param(name, marks=[late] if name in NOTHING_TO_PREFILL else []) for name in names]
+RECURRENT_CHECKS = [
+    "batch of 8",
+    "guarantee",
+    "join and leave",
+    "everything accepted",
+    "choices",
+    "logprobs",
+    "prompts",
+]
 
 
 @pytest.mark.parametrize("name", ["pld", "spec-decode"])
-@pytest.mark.parametrize("check", recurrent_checks())
+@pytest.mark.parametrize("check", RECURRENT_CHECKS)
 def test_chains_on_a_recurrent_target(name: str, check: str) -> None:
     """Layers with a running state cannot branch; chains are exact by snapshot and replay."""
     conformance.check(lambda: preset(name), recurrent_world(), only=[check])

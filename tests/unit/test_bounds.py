@@ -27,3 +27,10 @@ def test_impossible_sizes_are_named(build: Callable[[], object], said: str) -> N
     with pytest.raises(ConfigError) as error:
         build()
     assert said in str(error.value)
+
+
+def test_settings_may_be_bare_words() -> None:
+    assert (
+        preset("spec-decode(structure=top-k, depth=3)").policy
+        == preset("spec-decode", structure="top-k", depth=3).policy
+    )

@@ -372,7 +372,7 @@ def test_what_children_need_is_needed() -> None:
     drawn.needs = Needs(hidden=(3,))
     mixed = Priority([SuffixDrafter(), Merge([TokenRecycling(), drawn])])
     assert mixed.name == "sam|token-recycling+m"
-    assert mixed.needs == Needs(hidden=(3,), logits=True, tree=True)
+    assert mixed.needs == Needs(hidden=(3,), logits=True)
     assert mixed.kinds == {Drawn.POINT, Drawn.IID}
     assert mixed.branching
     chains = Priority([SuffixDrafter(), PromptLookup()])
@@ -380,7 +380,7 @@ def test_what_children_need_is_needed() -> None:
     assert chains.needs == Needs()
     both = Merge([SuffixDrafter(), PromptLookup()])
     assert both.branching
-    assert both.needs == Needs(tree=True)
+    assert both.needs == Needs()
 
 
 @pytest.mark.parametrize("kind", [Priority, Merge])

@@ -153,8 +153,7 @@ class SlotStore(KVStore):
             self.next_positions[first_row + offset] += count
 
     def commit(self, path: Tensor, counts: Sequence[int]) -> None:
-        if path.shape[1] > 1:
-            self._compact(path, counts)
+        self._compact(path, counts)
         self.extend(0, counts)
 
     def _compact(self, path: Tensor, counts: Sequence[int]) -> None:

@@ -144,9 +144,7 @@ class DraftModel(Drafter):
         counts = [len(path) for path in paths]
         width = max(counts)
         if width:
-            # One column more: stores take a path of one column for the root alone, which never moves. Here the
-            # first node may be any child of the root.
-            padded = [path + [-1] * (width + 1 - len(path)) for path in paths]
+            padded = [path + [-1] * (width - len(path)) for path in paths]
             self.store.commit(torch.tensor(padded, device=self._device), counts)
 
 

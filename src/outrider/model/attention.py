@@ -49,8 +49,8 @@ class AttentionPlan:
 
     @property
     def trivial(self) -> bool:
-        """Every new token sees every slot."""
-        return self.block.shape[1] == 1 and self.even
+        """Every new token sees every slot (siblings of an earlier level are slots that it does not see)."""
+        return self.block.shape[1] == 1 and self.even and (self.block.ancestors is None or self.block.offset == 0)
 
     def visible(self) -> Tensor:
         """b[B,N,S] without regard to windows."""

@@ -145,7 +145,8 @@ class RecurrentModel(LanguageModel):
             if out is not None:
                 scores[index, :count] = out
             if capture:
-                full = torch.cat(states)[-count:]
+                width = text_config(self.hf.config).hidden_size
+                full = torch.cat(states)[-count:] if count else scores.new_zeros(0, len(capture), width)
                 hidden.append(torch.nn.functional.pad(full, (0, 0, 0, 0, 0, n - count)))
         return ModelOutput(scores, torch.stack(hidden) if capture else None)
 
@@ -153,6 +154,9 @@ class RecurrentModel(LanguageModel):
         self, row: RecurrentRow, tokens: list[int], start: int, head: bool, captured: Any
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Feed one row's pending tokens and block; returns (logits f[count,V] or None, captured states)."""
+        if not tokens:  # a row whose prompt is done while others still prefill
+            row.block = []
+            return None, []
         many = len(tokens) > 1
         if self.block_exact and len(row.pending) > _FLUSH:
             self._run(row.cache, row.pending, start, 0, False)
