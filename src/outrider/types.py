@@ -220,6 +220,8 @@ class DraftTree:
 
     def to(self, device: torch.device | str) -> DraftTree:
         """The same tree on another device."""
+        if self.tokens.device == torch.device(device):
+            return self
 
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device)
