@@ -190,9 +190,11 @@ def _single(text: str, overrides: dict[str, Any]) -> Parts:
     known = found.settings
     resolved: dict[str, Any] = {}
     for key, value in settings.items():
-        key = key if key in known else SETTING_ALIASES.get(key, key)
+        written, key = key, key if key in known else SETTING_ALIASES.get(key, key)
         if key not in known:
-            raise ConfigError(f"preset {found.name!r} has no setting {key!r}", hint=nearest(key, known))
+            raise ConfigError(f"preset {found.name!r} has no setting {written!r}", hint=nearest(key, known))
+        if key in resolved:
+            raise ConfigError(f"{written!r} is another name for {key!r}, which is given too", hint="Give one of them.")
         resolved[key] = value
     built = found.build(**resolved)
     return built.with_(**({"name": found.name} | parts))

@@ -316,8 +316,8 @@ class Verdict:
 @dataclass
 class Outcome:
     """The only feedback parts get after a step (or after a prefill chunk, where ``verdict`` is None and the
-    tree is a chain of prompt tokens). ``kept`` tells how many tokens each row really emitted, after stop
-    conditions; ``emitted`` holds them."""
+    tree is a chain of prompt tokens). ``emitted`` holds the tokens each row really emitted, after stop
+    conditions."""
 
     rows: Sequence[Row]  # in batch order
     tree: DraftTree

@@ -1,34 +1,52 @@
-"""``auto`` fits its tree to the machine, and says what it chose."""
+"""``auto`` fits its tree to the machine and the target it is bound to."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from outrider import preset
-from outrider.draft.automaton import SuffixDrafter
+from outrider import SamplingParams, preset
 from outrider.draft.mix import leaves
-from outrider.presets import basic
+from outrider.model import load
+from outrider.policy.fixed import Fixed
+from outrider.policy.machine import Affordable
+from outrider.testing.decode import drain, engine
+from outrider.testing.world import tiny_world
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "names"),
+    ("device", "dtype", "best", "nodes"),
     [
-        ("cuda", torch.bfloat16, ["sam", "token-recycling"]),
-        ("cpu", torch.bfloat16, ["sam", "token-recycling"]),
-        ("cpu", torch.float32, ["sam"]),
+        ("cuda", torch.bfloat16, torch.bfloat16, 80),
+        ("cpu", torch.bfloat16, torch.bfloat16, 48),
+        ("cpu", torch.float32, torch.bfloat16, 0),
+        ("cpu", torch.bfloat16, torch.float32, 0),
     ],
 )
-def test_auto_drafts_trees_only_where_they_are_cheap(
-    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, names: list[str]
+def test_the_tree_is_as_large_as_the_machine_affords(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, best: torch.dtype, nodes: int
 ) -> None:
-    monkeypatch.setattr(basic, "default_device", lambda: torch.device(device))
-    monkeypatch.setattr(basic, "default_dtype", lambda _: (dtype, ""))
+    monkeypatch.setattr(load, "default_dtype", lambda _: (best, ""))
+    policy = Affordable(Fixed(6, nodes=80, width=8))
+    context: Any = SimpleNamespace(device=torch.device(device), target=SimpleNamespace(dtype=dtype))
+    policy.bind(context)
+    assert policy.plan([]).nodes == nodes
+
+
+def test_auto_is_sam_and_token_recycling() -> None:
     drafter = preset("auto").drafter
     assert drafter is not None
-    assert [leaf.name for leaf in leaves(drafter)] == names
+    assert [leaf.name for leaf in leaves(drafter)] == ["sam", "token-recycling"]
 
 
-def test_auto_takes_the_nodes_it_is_given() -> None:
-    assert isinstance(preset("auto(nodes=0)").drafter, SuffixDrafter)
-    assert preset("auto(nodes=16)").policy.plan([]).nodes == 40  # sam's 40 in a row beside a tree of 16
+def test_without_room_for_a_tree_sam_drafts_alone() -> None:
+    running = engine(tiny_world(), preset("auto"))
+    origins = set()
+    request = running.submit((5, 6, 7), SamplingParams(max_tokens=60, ignore_eos=True))
+    running.on_step = lambda outcome: origins.update(outcome.tree.origins)
+    drain(running)
+    assert request.finished
+    assert "token-recycling" not in origins

@@ -57,6 +57,9 @@ class KVStore(ABC):
     def free(self, row: int) -> None:
         """Deactivate ``row``; the last row moves to its place."""
 
+    def wipe(self, row: int) -> None:
+        """Overwrite what ``row`` holds, where stale values could reach a later row."""
+
     def park(self, row: int) -> Any:
         """A copy of the stored part of ``row`` that outlives it."""
         raise NotImplementedError

@@ -87,8 +87,8 @@ class SlotStore(KVStore):
         return first
 
     def fork(self, row: int) -> int:
+        self._grow(self.rows + 1, self.lengths[row])  # may run out of memory: before anything changes
         clone = self.add()
-        self.reserve(clone, 1, self.lengths[row])
         for buffer in self._buffers.values():
             buffer[:, clone, :, : self.lengths[row]] = buffer[:, row, :, : self.lengths[row]]
         self.lengths[clone] = self.lengths[row]
@@ -187,6 +187,10 @@ class SlotStore(KVStore):
                 raise ValueError(f"row {row} holds {self.lengths[row]} tokens and cannot be rewound to {length}")
             self.next_positions[row] -= self.lengths[row] - length
             self.lengths[row] = length
+
+    def wipe(self, row: int) -> None:
+        for buffer in self._buffers.values():
+            buffer[:, row] = 0
 
     def park(self, row: int) -> dict[PlaneShape, Tensor]:
         length = self.lengths[row]

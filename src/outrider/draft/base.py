@@ -33,6 +33,8 @@ class DraftContext:
     """The second model of ``LLM(draft_model=...)``, for drafters that want one."""
     prefix_entries: int = 0
     """How many finished rows' stores are worth keeping for requests that begin alike."""
+    prefill_tokens: int = 2048
+    """Cap on rows times tokens of one forward that reads prompts."""
 
 
 class Drafter(ABC):
@@ -48,6 +50,8 @@ class Drafter(ABC):
     needs: Needs = Needs()
     kinds: frozenset[Drawn] = frozenset({Drawn.POINT})
     branching: bool = False
+    bound: bool = False
+    """Whether an engine has it; state belongs to one engine."""
 
     def bind(self, context: DraftContext) -> None:
         """Called once, before the first request. Raise ``IncompatibleParts`` for a target this cannot serve."""

@@ -15,7 +15,7 @@ from outrider.draft.base import DraftContext, Drafter
 from outrider.errors import ConfigError
 from outrider.rng import Draws, absorb
 from outrider.tree.merge import merge_trees, stack_rows, take_rows
-from outrider.types import Budget, DraftTree, Drawn, Needs, Outcome
+from outrider.types import ROOT, Budget, DraftTree, Drawn, Needs, Outcome
 
 if TYPE_CHECKING:
     from outrider.run.row import Row
@@ -96,7 +96,7 @@ class Priority(Mixture):
             if len(left) < len(rows):
                 index = torch.tensor(left, device=own.stream.device)
                 own = Draws(own.stream[index], own.position[index])
-            tree = drafter.propose([rows[b] for b in left], budget.share(child), own)
+            tree = _ask(drafter, [rows[b] for b in left], budget.share(child), own)
             served = [True] * len(left) if child == len(self.drafters) - 1 else _served(tree)
             if all(served):
                 pieces.append((left, tree))
@@ -116,8 +116,6 @@ class Merge(Mixture):
     one with a large tree leaves room (None: the whole budget). See ``outrider.tree.merge`` for what is shared
     and what is dropped, and why never by the value of a drawn token.
     """
-
-    branching = True
 
     def __init__(
         self,
@@ -143,7 +141,7 @@ class Merge(Mixture):
                 share = replace(share, nodes=min(cap, share.nodes))
             # Each drafter gets its budget whatever the others found: a budget that depended on drawn tokens
             # would have to be accounted for in the law.
-            tree = drafter.propose(rows, share, self._draws(child, draws))
+            tree = _ask(drafter, rows, share, self._draws(child, draws))
             if merged is None:
                 if tree.shape[1] - 1 <= budget.nodes and tree.width_bound <= budget.width:
                     merged = tree
@@ -162,6 +160,15 @@ def leaves(drafter: Drafter) -> Iterator[Drafter]:
             yield from leaves(child)
     else:
         yield drafter
+
+
+def _ask(drafter: Drafter, rows: Sequence[Row], share: Budget, draws: Draws) -> DraftTree:
+    """A proposal within ``share``; the roots alone, without asking, where that is nothing."""
+    if share.empty:
+        tree = DraftTree.build([([row.tokens[-1]], [ROOT]) for row in rows], device=draws.stream.device)
+        tree.origins = ("target", *(leaf.name for leaf in leaves(drafter)))
+        return tree
+    return drafter.propose(rows, share, draws)
 
 
 def _served(tree: DraftTree) -> list[bool]:

@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from outrider.cache.prefix import PrefixCache
 from outrider.draft.base import DraftContext, Drafter
 from outrider.errors import ConfigError, IncompatibleParts
 from outrider.model.base import Block, LanguageModel
 from outrider.rng import Draws
-from outrider.run.prefix import PrefixCache
 from outrider.sampling import Warped, warp
 from outrider.tree.grow import Chain, Growing, Level, Scorer, Structure
+from outrider.tree.merge import stack_rows
 from outrider.types import Budget, DraftTree, Outcome
 
 if TYPE_CHECKING:
     from outrider.run.row import Row
 
-_CHUNK = 512
-"""Tokens per catch-up forward; the head is skipped for all but the last few."""
+_SPARE = 1024
+"""Slots behind the context for the nodes of a growing tree."""
+_FEW = 4
+"""So many missing tokens are fed with the head on; more are first read like a prompt."""
 
 
 class DraftModel(Drafter):
@@ -55,9 +58,14 @@ class DraftModel(Drafter):
                 hint="Draft with an attention model, or with 'sam' or 'pld'.",
             )
         self.model, self.vocab_size = model, context.vocab_size
-        limit = min(context.max_context, model.max_positions or context.max_context)
-        self.limit = limit
-        self.store = model.new_store(context.max_rows, limit + _CHUNK)
+        if model.device != context.device:
+            raise IncompatibleParts(
+                f"the draft model is on {model.device}, the target on {context.device}",
+                hint="Load both on one device.",
+            )
+        self.limit = min(context.max_context, model.max_positions or context.max_context)
+        self.prefill_tokens = context.prefill_tokens
+        self.store = model.new_store(context.max_rows, self.limit + _SPARE)
         self.prefixes = PrefixCache(self.store, context.prefix_entries)
 
     # -- rows ---------------------------------------------------------------------------------------------
@@ -83,9 +91,19 @@ class DraftModel(Drafter):
     # -- drafting -----------------------------------------------------------------------------------------
 
     def propose(self, rows: Sequence[Row], budget: Budget, draws: Draws) -> DraftTree:
-        # Near the end of the draft model's own context it has nothing to say.
-        if max(len(row.tokens) for row in rows) + budget.depth > self.limit:
-            return DraftTree.roots([row.tokens[-1] for row in rows], self._device)
+        # Near the end of the draft model's own context it has nothing to say; other rows are not silenced by that.
+        fits = [i for i, row in enumerate(rows) if len(row.tokens) + budget.depth <= self.limit]
+        if len(fits) == len(rows):
+            return self._draft(rows, budget, draws)
+        rest = [i for i in range(len(rows)) if i not in fits]
+        roots = DraftTree.roots([rows[i].tokens[-1] for i in rest], self._device)
+        if not fits:
+            return roots
+        index = torch.tensor(fits, device=self._device)
+        own = Draws(draws.stream[index], draws.position[index])
+        return stack_rows([(fits, self._draft([rows[i] for i in fits], budget, own)), (rest, roots)])
+
+    def _draft(self, rows: Sequence[Row], budget: Budget, draws: Draws) -> DraftTree:
         places = [self._rows.index(row.id) for row in rows]
         scorer = _ModelScorer(self, rows, places, self._catch_up(rows, places))
         tree = Growing.start(torch.tensor([row.tokens[-1] for row in rows], device=self._device))
@@ -102,13 +120,21 @@ class DraftModel(Drafter):
         """Feed what the store lacks, the root included; returns the scores behind each root, f[B,1,V]."""
         assert self.model is not None
         rest: list[list[int]] = [[] for _ in self._rows]
+        lengths = list(self.store.lengths)
+        for row, place in zip(rows, places, strict=True):  # a step that failed behind us may have left the root stored
+            lengths[place] = min(lengths[place], len(row.tokens) - 1)
+        if lengths != self.store.lengths:
+            self.store.rewind(lengths)
         for row, place in zip(rows, places, strict=True):
             rest[place] = [self._known(token) for token in row.tokens[self.store.lengths[place] :]]
-        while max(len(tokens) for tokens in rest) > 4:
-            block = Block.of_lists([tokens[:-1][:_CHUNK] for tokens in rest], self._device)
-            self.model.forward(block, self.store, logits="none")
-            self.store.extend(0, block.counts)
-            rest = [tokens[count:] for tokens, count in zip(rest, block.counts, strict=True)]
+        while behind := [place for place, tokens in enumerate(rest) if len(tokens) > _FEW]:
+            span = range(behind[0], behind[-1] + 1)
+            chunk = max(1, self.prefill_tokens // len(span))
+            block = Block.of_lists([rest[i][:-1][:chunk] if i in behind else [] for i in span], self._device)
+            self.model.forward(block, self.store, first_row=span.start, logits="none")
+            self.store.extend(span.start, block.counts)
+            for i, count in zip(span, block.counts, strict=True):
+                rest[i] = rest[i][count:]
         block = Block.of_lists(rest, self._device)
         logits = self.model.forward(block, self.store).logits
         self.store.extend(0, block.counts)
@@ -212,7 +238,7 @@ class _ModelScorer(Scorer):
 
     def _block(self, tree: Growing, nodes: Tensor, tokens: Tensor) -> Block:
         offset, (b, w) = self.nodes.shape[1], nodes.shape
-        known = tokens.clamp(max=self.drafter.model.vocab_size - 1)  # type: ignore[union-attr]
+        known = torch.where(tokens < self.drafter.model.vocab_size, tokens, 0)  # type: ignore[union-attr]
         if not self.drafter.branching:
             return Block(self._spread(known, 0), [w] * len(self.drafter._rows), offset=offset)
         columns = torch.cat([self.nodes, nodes], dim=1)

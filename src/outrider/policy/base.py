@@ -12,6 +12,7 @@ from torch import Tensor
 from outrider.types import Budget, Outcome
 
 if TYPE_CHECKING:
+    from outrider.draft.base import DraftContext
     from outrider.run.row import Row
 
 
@@ -36,6 +37,9 @@ class Policy(ABC):
     A token that has been drawn is kept and drafting stops *after* it: discarding a drawn token because of its
     value would bias the law.
     """
+
+    def bind(self, context: DraftContext) -> None:
+        """Called once, before the first request, with the target it plans for."""
 
     @abstractmethod
     def plan(self, rows: Sequence[Row]) -> Budget:

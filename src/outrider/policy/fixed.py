@@ -11,6 +11,7 @@ from outrider.policy.base import Policy
 from outrider.types import Budget, Outcome
 
 if TYPE_CHECKING:
+    from outrider.draft.base import DraftContext
     from outrider.run.row import Row
 
 
@@ -47,6 +48,10 @@ class Wider(Policy):
             width=join(share.width for share in shares),
             shares=shares,
         )
+
+    def bind(self, context: DraftContext) -> None:
+        for policy in self.policies:
+            policy.bind(context)
 
     def observe(self, outcome: Outcome) -> None:
         for policy in self.policies:

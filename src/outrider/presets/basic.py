@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from outrider.draft.automaton import SuffixDrafter
 from outrider.draft.lookup import PromptLookup
 from outrider.draft.recycling import TokenRecycling
-from outrider.model.load import default_device, default_dtype
 from outrider.parts import Parts
 from outrider.policy.fixed import Fixed
+from outrider.policy.machine import Affordable
 from outrider.registry import preset, register
 from outrider.verify.match import Match
 
@@ -21,26 +19,14 @@ def plain() -> Parts:
 
 
 @register("auto")
-def auto(nodes: int | None = None) -> Parts:
+def auto() -> Parts:
     """The best combination known for a model without trained drafters: sam, else token-recycling where trees are cheap.
 
-    ``nodes`` is the size of token-recycling's tree; 0 leaves it out. By default the machine decides: 80 on a GPU, 48 on
-    a CPU that multiplies bfloat16 in hardware, 0 on any other. There a forward of 8 rows takes 1.7 times as long as
-    one row, and of 80 rows 5.7 times (SmolLM2 in float32 on AVX2), which a tree that yields two tokens cannot repay; a
-    copy of length two or more, which is when sam speaks up here, still does.
+    sam speaks up from matches of two tokens on. token-recycling's tree has as many nodes as the machine scores for
+    little (``policy/machine.py``): none at all on a CPU without half-precision products, where no tree repays its cost.
     """
-    if nodes is None:
-        nodes = _affordable_nodes()
-    first = preset("sam", min_match=2)
-    return first | preset("token-recycling", nodes=nodes) if nodes else first
-
-
-def _affordable_nodes() -> int:
-    """Tree nodes that one forward of this machine scores at little more than the price of one."""
-    device = default_device()
-    if device.type != "cpu":
-        return 80
-    return 0 if default_dtype(device)[0] is torch.float32 else 48
+    tree = preset("token-recycling")
+    return preset("sam", min_match=2) | tree.with_(policy=Affordable(tree.policy))
 
 
 @register("pld", paper="https://github.com/apoorvumang/prompt-lookup-decoding", aliases=("ngram", "prompt-lookup"))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from outrider.draft.base import DraftContext
+from outrider.errors import ConfigError
 from outrider.model.base import Block, LanguageModel
 from outrider.params import SamplingParams
 from outrider.parts import Parts
@@ -26,8 +27,8 @@ from outrider.run.request import Emission, Origin, Request
 from outrider.run.row import Row
 from outrider.run.scheduler import Limits, Scheduler
 from outrider.run.text import logprobs_of
-from outrider.sampling import dead_end, warp
-from outrider.types import DraftTree, Outcome, Verdict
+from outrider.sampling import dead_end, processor_failed, warp
+from outrider.types import DraftTree, Outcome
 from outrider.verify.base import TargetView
 
 
@@ -70,19 +71,27 @@ class Engine:
         self.scheduler = Scheduler(target, parts, self.limits, tokenizer, self.stop_tokens, self._observe)
         self.store = self.scheduler.store
         if parts.drafter is not None:
-            parts.drafter.bind(
-                DraftContext(
-                    target=target,
-                    vocab_size=target.vocab_size,
-                    device=target.device,
-                    max_rows=self.limits.max_rows,
-                    max_context=self.max_context,
-                    tokenizer=tokenizer,
-                    stop_tokens=self.stop_tokens,
-                    draft_model=draft_model,
-                    prefix_entries=self.limits.prefix_entries,
+            if parts.drafter.bound:
+                raise ConfigError(
+                    f"the parts of {parts.name!r} already serve another engine",
+                    why="drafters have state",
+                    hint="Build fresh ones for each: preset(...).",
                 )
+            context = DraftContext(
+                target=target,
+                vocab_size=target.vocab_size,
+                device=target.device,
+                max_rows=self.limits.max_rows,
+                max_context=self.max_context,
+                tokenizer=tokenizer,
+                stop_tokens=self.stop_tokens,
+                draft_model=draft_model,
+                prefix_entries=self.limits.prefix_entries,
+                prefill_tokens=self.limits.prefill_tokens,
             )
+            parts.drafter.bind(context)
+            parts.policy.bind(context)
+            parts.drafter.bound = True
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -138,9 +147,11 @@ class Engine:
             hidden=out.hidden,
             seconds=clock.seconds,
         )
-        self._observe(outcome)
-        clock.lap("other")
-        self._account(tree, verdict, counts, clock)
+        try:
+            self._observe(outcome)
+        finally:  # whatever a listener or a drafter does, rows that are done must leave
+            clock.lap("other")
+            self._account(tree, counts, clock)
         return emissions
 
     def _propose(self, rows: list[Row], draws: Draws) -> DraftTree:
@@ -177,11 +188,14 @@ class Engine:
             if len(origins) < kept:
                 origins.append(Origin(tree.origins[0], 0))
             choice = live.choice
-            if live.row.params.logprobs is not None:
+            if kept and live.row.params.logprobs is not None:
                 rows = logits[b, torch.tensor([0, *nodes][:kept], device=logits.device)]
                 choice.logprobs = (choice.logprobs or []) + logprobs_of(rows, fresh, live.row.params.logprobs)
             live.row.tokens += fresh
-            live.row.sampling.advance(fresh)
+            try:
+                live.row.sampling.advance(fresh)
+            except Exception as error:  # a user's processor: this row ends, others go on
+                live.stop.reason, choice.error = "error", processor_failed(error)
             choice.token_ids += fresh
             choice.origins += origins
             if bonus < 0 and live.stop.reason is None:  # nothing can follow: this row ends, others go on
@@ -199,7 +213,7 @@ class Engine:
         if self.on_step is not None:
             self.on_step(outcome)
 
-    def _account(self, tree: DraftTree, verdict: Verdict, counts: list[int], clock: _Clock) -> None:
+    def _account(self, tree: DraftTree, counts: list[int], clock: _Clock) -> None:
         """Count the step for every row that took part, and let finished rows go."""
         nodes = [len(t) - 1 for t, _ in tree.host] if tree.host is not None else None
         if nodes is None:
@@ -222,8 +236,6 @@ class Engine:
         for stats in [x.choice.stats for x in (*self.scheduler.live, *finished)]:
             for part, seconds in clock.seconds.items():
                 stats.seconds[part] += seconds
-
-    # -- rows join and leave ------------------------------------------------------------------------------
 
 
 def _host_tokens(tree: DraftTree) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ class StreamEvent:
     choice: int = 0
     finish_reason: str | None = None
     stats: Stats | None = None
+    error: RequestError | None = None
 
 
 class LLM:
@@ -42,7 +44,11 @@ class LLM:
 
     ``model`` and ``draft_model`` are a known name, a hub id, a local folder, a ``.gguf`` file, or a transformers
     model object (used as it is, in its dtype). ``preset`` is a name, a combination like ``"sam|token-recycling"``,
-    or ``Parts``. The first device found (cuda, mps, cpu) and the fastest exact dtype of it are used unless given.
+    or ``Parts``. Unless given, the first device found (cuda, mps, cpu) is used, and half precision where its
+    hardware multiplies it, float32 elsewhere. ``limits`` bounds rows and context; ``adapter`` puts a LoRA folder on the
+    target; ``trust_remote_code`` and ``allow_pickle`` allow what is refused otherwise.
+
+    Raises ``ConfigError`` and ``IncompatibleParts`` for settings that cannot work, ``ModelError`` for models.
 
     >>> llm = LLM("smollm2-135m")                                            # doctest: +SKIP
     >>> llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].text  # doctest: +SKIP
@@ -69,24 +75,31 @@ class LLM:
                 raise ConfigError(
                     f"LLM has no option {name!r}", hint=nearest(name, {*known, "preset", "draft_model", "limits"})
                 )
+        if isinstance(model, LanguageModel):
+            for name, value in {"device": device, "dtype": dtype, **load_options}.items():
+                if value is not None:
+                    raise ConfigError(f"{name} was given for a model that is loaded already", hint="Leave it out.")
 
-        def open_(source: Any, tokenizer: Any) -> Any:
+        def open_(source: Any, tokenizer: Any, device: Any, **options: Any) -> Any:
             if isinstance(source, LanguageModel):
                 return Loaded(source, tokenizer)
-            return load(source, device=device, dtype=dtype, tokenizer=tokenizer, **load_options)
+            return load(source, device=device, dtype=dtype, tokenizer=tokenizer, **options)
 
         self.parts = build_preset(preset) if isinstance(preset, str) else preset
         if isinstance(model, str | Path) and isinstance(draft_model, str | Path):
             compare_vocabularies(model, draft_model, **load_options)  # before gigabytes of weights are read
-        loaded = open_(model, tokenizer)
+        loaded = open_(model, tokenizer, device, **load_options)
         self.language_model = loaded.model
         self.tokenizer = loaded.tokenizer
         draft = None
         if draft_model is not None:
-            draft = open_(draft_model, None)
+            draft_options = {name: value for name, value in load_options.items() if name != "adapter"}
+            place = loaded.model.device if isinstance(draft_model, str | Path) else device
+            draft = open_(draft_model, None, place, **draft_options)
             check_same_vocabulary(loaded.tokenizer, draft.tokenizer, loaded.model.name, draft.model.name)
         self.draft = draft
         self.limits = limits or Limits()
+        self._pieces: dict[int, deque[Emission]] = {}  # of running streams, by request
         self._listeners: list[Any] = []
         self.engine = Engine(
             self.language_model,
@@ -124,6 +137,10 @@ class LLM:
             return list(self._need_tokenizer().encode(prompt)) if prompt else self._begin()
         items: list[Any] = list(prompt)
         if items and isinstance(items[0], dict):
+            if any(not isinstance(item, dict) or "role" not in item for item in items):
+                raise RequestError(
+                    "a message without a role", hint='Give messages as {"role": "user", "content": "..."}.'
+                )
             tokenizer = self._need_tokenizer()
             if not getattr(tokenizer, "chat_template", None):
                 raise RequestError(
@@ -132,7 +149,7 @@ class LLM:
                 )
             text = tokenizer.apply_chat_template(items, tokenize=False, add_generation_prompt=True)
             return list(tokenizer.encode(text, add_special_tokens=False))
-        if any(not isinstance(token, int) for token in items):
+        if any(not isinstance(token, int) or isinstance(token, bool) for token in items):
             raise RequestError(
                 f"a prompt of type {type(prompt).__name__} with {type(items[0]).__name__} inside",
                 hint="Give text, a list of messages, or a list of token ids.",
@@ -158,6 +175,10 @@ class LLM:
         """One prompt or a list of them: a list of ids or of messages is one prompt."""
         if isinstance(prompts, str):
             return [prompts]
+        if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+            raise RequestError(
+                f"a prompt of type {type(prompts).__name__}", hint="Give text, messages, token ids, or a list of these."
+            )
         items = list(prompts)
         if items and isinstance(items[0], (int, dict)):
             return [items]
@@ -174,7 +195,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Decode all prompts together. ``params`` is one for all or one per prompt.
 
-        Raises ``RequestError`` before anything runs if some prompt cannot be served.
+        Raises ``RequestError`` before anything runs if some prompt cannot be served. A choice that fails while it runs
+        has finish_reason "error" and its ``error``; only if all of them fail is it raised.
         """
         batch = self._prompts(prompts)
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(batch)
@@ -189,10 +211,9 @@ class LLM:
             for request in requests:
                 self.engine.cancel(request)
             raise
-        for request in requests:
-            for choice in request.choices:
-                if choice.error is not None:
-                    raise choice.error
+        errors = [choice.error for request in requests for choice in request.choices]
+        if errors and all(error is not None for error in errors):
+            raise next(error for error in errors if error is not None)
         return [RequestOutput(request.prompt, request.choices) for request in requests]
 
     def _submit_all(self, batch: list[Prompt], each: list[SamplingParams]) -> list[Request]:
@@ -209,14 +230,14 @@ class LLM:
     def _drain(self, requests: list[Request], progress: bool) -> None:
         if not progress:
             while not all(request.finished for request in requests):
-                self.engine.step()
+                self._step()
             return
         from rich.progress import Progress
 
         with Progress(transient=True) as bar:
             task = bar.add_task("Generating", total=len(requests))
             while not all(request.finished for request in requests):
-                self.engine.step()
+                self._step()
                 bar.update(task, completed=sum(request.finished for request in requests))
 
     def stream(
@@ -224,14 +245,23 @@ class LLM:
     ) -> Iterator[StreamEvent]:
         """Decode one prompt, yielding pieces as they are accepted. Closing the iterator cancels the request."""
         request = self.engine.submit(self.encode(prompt, chat_template=chat_template), params or SamplingParams())
+        mine = self._pieces[request.id] = deque()
         try:
-            while not request.finished:
-                for emission in self.engine.step():
-                    if emission.request is request:
-                        yield _event(emission)
+            while mine or not request.finished:
+                if not mine:
+                    self._step()
+                while mine:
+                    yield _event(mine.popleft())
         finally:
+            del self._pieces[request.id]
             if not request.finished:
                 self.engine.cancel(request)
+
+    def _step(self) -> None:
+        """One step of the engine, which serves all requests: streams find their pieces in their own queues."""
+        for emission in self.engine.step():
+            if emission.request.id in self._pieces:
+                self._pieces[emission.request.id].append(emission)
 
     def chat(
         self, messages: Sequence[Message] | str, params: SamplingParams | None = None, **options: Any
@@ -252,6 +282,7 @@ def _event(emission: Emission) -> StreamEvent:
         choice=choice.index,
         finish_reason=choice.finish_reason,
         stats=choice.stats if done else None,
+        error=choice.error,
     )
 
 

@@ -82,8 +82,8 @@ class Stats:
             whole.draft_tokens += part.draft_tokens
             whole.accepted_tokens += part.accepted_tokens
             whole.accepted_per_call += part.accepted_per_call
-            for name, seconds in part.seconds.items():
-                whole.seconds[name] += seconds
+            for name, seconds in part.seconds.items():  # choices run side by side: the same steps, the same clock
+                whole.seconds[name] = max(whole.seconds[name], seconds)
         if parts:
             whole.prompt_tokens, whole.reused_tokens = parts[0].prompt_tokens, parts[0].reused_tokens
         return whole

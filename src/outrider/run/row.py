@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from outrider.params import SamplingParams
@@ -23,9 +23,6 @@ class Row:
     seed: int
     sample: int = 0
     """Number of this choice among the ``n`` of its request."""
-    request: Any = None
-    """The request this row belongs to; parts must not look at it."""
-    scratch: dict[str, Any] = field(default_factory=dict)
 
     @property
     def output_length(self) -> int:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from outrider.errors import RequestError, check_number
+from outrider.cache.prefix import PrefixCache
+from outrider.errors import ConfigError, RequestError, check_number
 from outrider.model.base import Block, LanguageModel
 from outrider.params import SamplingParams
 from outrider.parts import Parts
 from outrider.rng import Draws
-from outrider.run.prefix import PrefixCache
 from outrider.run.request import Choice, Request
 from outrider.run.row import Row
 from outrider.run.text import StopCheck, TextStream, bad_word_ids
@@ -74,12 +74,18 @@ class Scheduler:
     ) -> None:
         self.target, self.drafter, self.needs = target, parts.drafter, parts.needs
         self.limits, self.tokenizer, self.stop_tokens, self.observe = limits, tokenizer, stop_tokens, observe
-        context = limits.max_context or target.max_positions or 1 << 20
-        self.max_context = min(context, target.max_positions or context)
+        longest = target.max_positions
+        if limits.max_context is not None and longest is not None and limits.max_context > longest:
+            raise ConfigError(
+                f"max_context={limits.max_context}, but {target.name} ends at {longest} tokens",
+                hint=f"Give at most {longest}, or leave max_context out.",
+            )
+        self.max_context = limits.max_context or longest or 1 << 20
         self.store = target.new_store(limits.max_rows, self.max_context + limits.max_nodes)
         self.prefixes = PrefixCache(self.store, limits.prefix_entries)
         self.live: list[Live] = []
         self.waiting: deque[Request] = deque()
+        self._admitted: set[int] = set()  # ids of rows the drafter knows
         self._next_row = self._next_request = 0
 
     @property
@@ -104,7 +110,7 @@ class Scheduler:
         if len(tokens) >= self.max_context:
             raise RequestError(
                 f"the prompt has {len(tokens)} tokens, but the context holds {self.max_context}, output included",
-                hint="Shorten the prompt or raise max_context (up to the model's own limit).",
+                hint="Shorten the prompt, or raise max_context (Limits or --max-context) up to the model's limit.",
             )
         if params.n > self.limits.max_rows:
             raise RequestError(
@@ -153,14 +159,36 @@ class Scheduler:
         """Prefill the prompts of ``group`` (all but their last token), then fork rows for n > 1."""
         began = time.perf_counter()
         first = self.store.add(len(group))
+        before = len(self.live)
+        try:
+            self._fill(group, first, began)
+        except BaseException:  # out of memory, a drafter that raises: no half-made row may stay
+            for live in self.live[before:]:
+                live.choice.finish_reason = "error"
+            while self.store.rows > before:
+                self.store.free(self.store.rows - 1)
+            for live in self.live[before:]:
+                if self.drafter is not None and live.row.id in self._admitted:
+                    self._admitted.discard(live.row.id)
+                    self.drafter.drop(live.row)
+            del self.live[before:]
+            for request in group:
+                for index in range(len(request.choices), request.params.n):
+                    request.choices.append(Choice(index, finish_reason="error"))
+            raise
+
+    def _fill(self, group: list[Request], first: int, began: float) -> None:
         streams = _streams(group)
         lives = [self._new_live(request, 0, next(streams)) for request in group]
         self.live += lives
+        # A drafter that wants the states or logits of the prompt must see all of it.
+        reuse = self.limits.prefix_entries > 0 and not (self.needs.hidden or self.needs.prefill_logits)
         for offset, live in enumerate(lives):
-            if self.limits.prefix_entries:
+            if reuse:
                 live.choice.stats.reused_tokens = self.prefixes.adopt(first + offset, live.row.tokens[:-1])
             if self.drafter is not None:
                 self.drafter.admit(live.row)
+                self._admitted.add(live.row.id)
         self._prefill(first, lives)
         seconds = time.perf_counter() - began
         for offset, live in enumerate(lives):
@@ -171,10 +199,11 @@ class Scheduler:
                 self.live.append(clone)
                 if self.drafter is not None:
                     self.drafter.fork(live.row, clone.row)
+                    self._admitted.add(clone.row.id)
 
     def _prefill(self, first: int, lives: list[Live]) -> None:
         rest = [live.row.tokens[self.store.lengths[first + i] : -1] for i, live in enumerate(lives)]
-        chunk = max(16, self.limits.prefill_tokens // len(lives))
+        chunk = max(1, self.limits.prefill_tokens // len(lives))
         while any(rest):
             block = Block.of_lists([tokens[:chunk] for tokens in rest], self.target.device)
             wants = self.needs.prefill_logits or (self.needs.hidden and self.drafter is not None)
@@ -230,11 +259,15 @@ class Scheduler:
     def leave(self, live: Live) -> None:
         """Free a row; the last one takes its place, here as in the store."""
         index = self.live.index(live)
-        self.prefixes.keep(index, live.row.tokens)
+        if live.choice.finish_reason == "error":  # it may hold NaN, which would reach later rows even when masked
+            self.store.wipe(index)
+        else:
+            self.prefixes.keep(index, live.row.tokens)
         self.store.free(index)
         last = self.live.pop()
         if index < len(self.live):
             self.live[index] = last
+        self._admitted.discard(live.row.id)
         if self.drafter is not None:
             self.drafter.drop(live.row)
 

@@ -17,6 +17,6 @@ from __future__ import annotations
 
 from outrider.sampling.law import TopLogprobs, Warped, top_logprobs
 from outrider.sampling.process import paths_of, warp
-from outrider.sampling.rows import RowSampling, dead_end
+from outrider.sampling.rows import RowSampling, dead_end, processor_failed
 
-__all__ = ["RowSampling", "TopLogprobs", "Warped", "dead_end", "paths_of", "top_logprobs", "warp"]
+__all__ = ["RowSampling", "TopLogprobs", "Warped", "dead_end", "paths_of", "processor_failed", "top_logprobs", "warp"]

@@ -139,6 +139,14 @@ def _by_length(words: Iterable[tuple[int, ...]]) -> dict[int, list[tuple[int, ..
     return groups
 
 
+def processor_failed(error: Exception) -> RequestError:
+    """The error for a request whose logits processor raised while it was told of its tokens."""
+    return RequestError(
+        f"a logits processor failed: {type(error).__name__}: {error}",
+        hint="Mend the processor; the other requests went on.",
+    )
+
+
 def dead_end(row: RowSampling) -> RequestError:
     """The error for a request that has reached a node without a law."""
     return RequestError(

@@ -181,12 +181,13 @@ class Template(Structure):
         self.kinds = frozenset(sampled if draw == "sample" else {Drawn.POINT})
 
     def grow(self, scorer: Scorer, tree: Growing, budget: Budget, draws: Draws) -> Growing:
-        shape = self.template.fit(Budget(budget.depth, budget.nodes, max(budget.width, self.template.width)))
+        shape = self.template.fit(budget)
         b, device = tree.tokens.shape[0], tree.tokens.device
         tree.width = shape.width
         parents = torch.tensor(shape.parents, device=device)
         ranks = torch.tensor(shape.ranks, device=device)
-        for nodes in shape.levels[1:]:
+        going = torch.ones(b, 1, dtype=torch.bool, device=device)
+        for depth, nodes in enumerate(shape.levels[1:], start=1):
             index = torch.arange(nodes.start, nodes.stop, device=device)
             inner, place = parents[index].unique(sorted=True, return_inverse=True)
             level = scorer.expand(tree, inner.expand(b, -1))
@@ -198,8 +199,13 @@ class Template(Structure):
                 parents[index].expand(b, -1),
                 drawn[:, None].expand(b, len(index)),
                 law[:, place],
-                keep=valid[:, place, rank] & alive,
+                keep=valid[:, place, rank] & alive & going,
             )
+            if budget.more is not None:
+                scores = level.logits[:, place]
+                going = going & budget.more(LevelView(depth, tokens[:, place, rank], scores))[:, None]
+                if not bool(going.any()):
+                    break
         return tree
 
     def _children(
@@ -239,6 +245,7 @@ class TopK(Structure):
         k = min(budget.width, budget.nodes)
         frontier = torch.zeros(b, 1, dtype=torch.int64, device=device)
         score = torch.zeros(b, 1, dtype=torch.float64, device=device)  # of every node so far
+        going = torch.ones(b, 1, dtype=torch.bool, device=device)
         for depth in range(budget.depth):
             level = scorer.expand(tree, frontier)
             best, tokens = level.logits.log_softmax(dim=2, dtype=torch.float32).topk(k, dim=2)
@@ -246,10 +253,12 @@ class TopK(Structure):
             value = (score.gather(1, frontier)[:, :, None] + best.double()).reshape(b, w * k)
             parents = frontier[:, :, None].expand(b, w, k).reshape(b, w * k)
             zero = torch.zeros_like(parents)
-            index = tree.add(tokens.reshape(b, w * k), parents, zero, zero - 1)
+            value = value.masked_fill(~going, -torch.inf)
+            index = tree.add(tokens.reshape(b, w * k), parents, zero, zero - 1, keep=going.expand(b, w * k))
             score = torch.cat([score, value], dim=1)
             if budget.more is not None:
-                going = budget.more(LevelView(depth + 1, tokens[:, 0], level.logits[:, :1].expand(-1, k, -1)))
+                scores = level.logits[:, :, None].expand(b, w, k, -1).reshape(b, w * k, -1)
+                going = going & budget.more(LevelView(depth + 1, tokens.reshape(b, w * k), scores))[:, None]
                 if not bool(going.any()):
                     break
             frontier = index.gather(1, value.topk(min(k, w * k), dim=1).indices)
