@@ -108,4 +108,6 @@ def decode(
     if not request.finished:
         engine.cancel(request)
         answer.interrupted = True
+    if answer.choice is not None and answer.choice.error is not None:
+        raise answer.choice.error
     return answer
