@@ -51,7 +51,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 .PHONY: demo
 demo: $(VENV)/.installed-run  ## install, pull the default model, compare drafting with plain decoding
 	$(BIN)/outrider pull $(MODEL)
-	$(BIN)/outrider run --compare --model $(MODEL) "$$(cat $(PROMPT))"
+	$(BIN)/outrider run --compare --max-tokens 400 --model $(MODEL) "$$(cat $(PROMPT))"
 
 .PHONY: test
 test: lint  ## install, lint, check types, run the tests with coverage (ARGS="-k foo" for a part)
