@@ -3,8 +3,8 @@
     python benchmarks/tree_cost.py [--model smollm2-135m] [--threads 1] [--presets pld sam ...] [--tokens 80] [--json]
 
 First the curve: one forward of N new tokens behind 200 tokens of context, the smallest of six. Then each preset decodes
-eight prompts of different kinds, and its steps are priced by the curve: sums of milliseconds against one-token steps. That
-is a prediction from acceptance and cost, untouched by what else the machine does while it runs.
+eight prompts of different kinds, and its steps are priced by the curve: sums of milliseconds against one-token steps.
+That is a prediction from acceptance and cost, untouched by what else the machine does while it runs.
 """
 
 from __future__ import annotations
