@@ -15,6 +15,7 @@ from outrider.policy.fixed import Fixed
 from outrider.policy.machine import Affordable
 from outrider.testing.decode import drain, engine
 from outrider.testing.world import tiny_world
+from outrider.types import Outcome
 
 
 @pytest.mark.parametrize(
@@ -44,9 +45,14 @@ def test_auto_is_sam_and_token_recycling() -> None:
 
 def test_without_room_for_a_tree_sam_drafts_alone() -> None:
     running = engine(tiny_world(), preset("auto"))
-    origins = set()
+    drafted: set[str] = set()
+
+    def look(outcome: Outcome) -> None:
+        tree = outcome.tree
+        drafted.update(tree.origins[i] for i in tree.origin_of()[tree.real].tolist())
+
+    running.on_step = look
     request = running.submit((5, 6, 7), SamplingParams(max_tokens=60, ignore_eos=True))
-    running.on_step = lambda outcome: origins.update(outcome.tree.origins)
     drain(running)
     assert request.finished
-    assert "token-recycling" not in origins
+    assert drafted == {"target", "sam"}
