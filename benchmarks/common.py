@@ -3,33 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from typing import Any
 
-import torch
-
-
-def machine() -> dict[str, Any]:
-    """Facts a figure is worthless without."""
-    import transformers
-
-    cpu = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            cpu = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {
-        "cpu": cpu,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-
+from outrider.provenance import provenance
 
 TEXT = (
     "The harbour town had two bridges, an old one of stone and a new one of steel. Every spring the council "
@@ -48,10 +25,10 @@ def prompt_of(tokenizer: Any, length: int) -> list[int]:
 def report(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
     """Print rows of equal keys as a Markdown table, or everything as JSON."""
     if as_json:
-        json.dump({"machine": machine(), "rows": rows}, sys.stdout, indent=1)
+        json.dump({"provenance": provenance().as_dict(), "rows": rows}, sys.stdout, indent=1)
         print()
         return
-    print(f"{title}\n{', '.join(f'{k} {v}' for k, v in machine().items() if v is not None)}\n")
+    print(f"{title}\n{provenance().line()}\n")
     names = list(rows[0])
     print("| " + " | ".join(names) + " |")
     print("|" + "---|" * len(names))

@@ -45,7 +45,7 @@ def measure(model: Any, preset: str, tokens: int, prompt_length: int) -> dict[st
     engine, wrapper, stock, nodes = [], [], [], []
     request = llm.engine.submit(prompt, params)
     seen: list[Any] = []
-    llm.on_step(seen.append)
+    llm.listen(seen.append)
     llm.engine.step()  # holds the prefill
     while not request.finished:
         timed.seconds = 0.0

@@ -72,7 +72,7 @@ def gains(base: LLM, preset: str, table: dict[int, float], tokens: int) -> dict[
     """Mean over the prompts of tokens per call and of the predicted speed-up."""
     llm = LLM(base.language_model, tokenizer=base.tokenizer, preset=preset)
     steps: list[tuple[int, int]] = []
-    llm.on_step(lambda outcome: steps.append((outcome.tree.shape[1], len(outcome.emitted[0]))))
+    llm.listen(lambda outcome: steps.append((outcome.tree.shape[1], len(outcome.emitted[0]))))
     lengths, ratios = [], []
     for prompt in PROMPTS:
         steps.clear()

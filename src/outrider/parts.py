@@ -60,6 +60,14 @@ class Parts:
         return self.verifier.guarantee
 
     @property
+    def prunable(self) -> bool:
+        """Whether nodes of a finished draft may be left out whatever they hold: a drawn token that is discarded
+        because of its value would bias the law, unless the verifier never reads how nodes were drawn."""
+        if self.drafter is None or self.guarantee is Guarantee.IDENTICAL:
+            return True
+        return self.drafter.kinds <= {Drawn.POINT}
+
+    @property
     def needs(self) -> Needs:
         needs = self.verifier.needs
         return needs | self.drafter.needs if self.drafter is not None else needs

@@ -24,6 +24,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from outrider.run.row import Row
+    from outrider.sampling import Warped
 
 ROOT, PADDING = -1, -2
 """Values of ``DraftTree.parents`` that are not node indices."""
@@ -102,6 +103,8 @@ class Budget:
     None: all of them."""
     shares: tuple[Budget, ...] = ()
     """For a combination: what each of its drafters was given by its own policy."""
+    skip: frozenset[int] = frozenset()
+    """Ids of rows that are not to be drafted for in this step: they take the plain path."""
 
     def share(self, child: int) -> Budget:
         """The budget of drafter number ``child`` of a combination: its own, within this one."""
@@ -218,6 +221,32 @@ class DraftTree:
         table[rows, self.parents.clamp(min=0), rank] = torch.where(child, index, -1)
         return table[:, :, : self.width_bound]
 
+    def first(self, counts: Sequence[int]) -> DraftTree:
+        """The tree of the first ``counts[b]`` nodes of each row (at least the root). Parents stand before their
+        children, so what is left is a tree."""
+        width = max(counts)
+        if width >= self.shape[1] and min(counts) >= width:
+            return self
+        keep = torch.tensor(counts, device=self.tokens.device)[:, None] > torch.arange(width, device=self.tokens.device)
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[:, :width]
+
+        host = self.host
+        if host is not None:
+            host = [(tokens[:count], parents[:count]) for (tokens, parents), count in zip(host, counts, strict=True)]
+        return replace(
+            self,
+            tokens=self.tokens[:, :width],
+            parents=torch.where(keep, self.parents[:, :width], PADDING),
+            depth_bound=min(self.depth_bound, width - 1),
+            drawn=cut(self.drawn),
+            law=cut(self.law),
+            role=cut(self.role),
+            origin=cut(self.origin),
+            host=host,
+        )
+
     def to(self, device: torch.device | str) -> DraftTree:
         """The same tree on another device."""
         if self.tokens.device == torch.device(device):
@@ -325,4 +354,6 @@ class Outcome:
     emitted: list[list[int]]
     logits: Tensor | None = None  # f[B,N,V] before warp, where some part asked for it
     hidden: Tensor | None = None  # f[B,N,C,D]
+    p: Warped | None = None
+    """The target's law at every node after ``warp``; valid while the outcome is being observed."""
     seconds: dict[str, float] = field(default_factory=dict)

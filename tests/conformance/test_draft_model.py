@@ -68,7 +68,7 @@ def wrong_laws(spec: str, prompts: Sequence[tuple[int, ...]], temperature: float
                 law = tree.laws[b, tree.law[b, node]]
                 gaps.append(float((law - (logits / temperature).softmax(-1)).abs().max()))
 
-    running.on_step = look
+    running.listen(look)
     for i, prompt in enumerate(prompts):
         params = SamplingParams(seed=i, temperature=temperature, ignore_eos=True, max_tokens=24)
         running.submit(prompt, params)
@@ -117,7 +117,7 @@ def test_the_second_child_of_the_root_is_kept_where_it_belongs() -> None:
             keys = next(iter(drafter.store._buffers.values()))[:, drafter._rows.index(row.id), :, :stored]
             assert torch.allclose(keys, fresh_keys(world, row.tokens[:stored]), atol=1e-9)
 
-    running.on_step = look
+    running.listen(look)
     drain(running)
     assert moved > 3
 

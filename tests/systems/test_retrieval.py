@@ -137,7 +137,7 @@ def test_each_drafter_of_a_combination_keeps_to_its_own_settings(sign: str) -> N
                 drafted = (origin == names.index(name)) & outcome.tree.real
                 widest[name] = max(widest[name], int(drafted.sum(1).max()))
 
-    running.on_step = look
+    running.listen(look)
     running.submit((5, 6, 7), SamplingParams(max_tokens=80, ignore_eos=True))
     drain(running)
     assert widest["token-recycling"] == 3

@@ -51,7 +51,7 @@ def test_without_room_for_a_tree_sam_drafts_alone() -> None:
         tree = outcome.tree
         drafted.update(tree.origins[i] for i in tree.origin_of()[tree.real].tolist())
 
-    running.on_step = look
+    running.listen(look)
     request = running.submit((5, 6, 7), SamplingParams(max_tokens=60, ignore_eos=True))
     drain(running)
     assert request.finished

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from outrider.types import Budget, Outcome
+from outrider.types import Budget, DraftTree, Outcome
 
 if TYPE_CHECKING:
     from outrider.draft.base import DraftContext
@@ -44,6 +44,12 @@ class Policy(ABC):
     @abstractmethod
     def plan(self, rows: Sequence[Row]) -> Budget:
         """Upper bound for the coming proposal."""
+
+    def review(self, rows: Sequence[Row], tree: DraftTree) -> list[int] | None:
+        """How many of its nodes each row's finished draft keeps, counted from the root (1: none of the draft); None
+        keeps everything. Asked only where leaving nodes out by what was drafted cannot bias the law
+        (``Parts.prunable``)."""
+        return None
 
     def observe(self, outcome: Outcome) -> None:
         """What became of a tree."""

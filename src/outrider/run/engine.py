@@ -28,7 +28,8 @@ from outrider.run.row import Row
 from outrider.run.scheduler import Limits, Scheduler
 from outrider.run.text import logprobs_of
 from outrider.sampling import dead_end, processor_failed, warp
-from outrider.types import DraftTree, Outcome
+from outrider.tree.merge import stack_rows
+from outrider.types import ROOT, Budget, DraftTree, Needs, Outcome
 from outrider.verify.base import TargetView
 
 
@@ -48,7 +49,7 @@ class _Clock:
 class Engine:
     """Decodes any number of requests together. Synchronous and single-threaded: call ``step`` until ``idle``.
 
-    ``on_step`` is told every ``Outcome`` (tools that trace or explain read it there).
+    Tools that trace, explain or measure ``listen`` to its outcomes.
     """
 
     def __init__(
@@ -60,13 +61,12 @@ class Engine:
         stop_tokens: Iterable[int] = (),
         limits: Limits | None = None,
         draft_model: LanguageModel | None = None,
-        on_step: Callable[[Outcome], None] | None = None,
     ) -> None:
         parts.check(target)
         self.target, self.parts, self.tokenizer = target, parts, tokenizer
         self.limits = limits or Limits()
         self.stop_tokens = frozenset(stop_tokens)
-        self.on_step = on_step
+        self._listeners: list[Callable[[Outcome], None]] = []
         self.needs = parts.needs
         self.scheduler = Scheduler(target, parts, self.limits, tokenizer, self.stop_tokens, self._observe)
         self.store = self.scheduler.store
@@ -114,6 +114,13 @@ class Engine:
         """Stop a request now; its choices keep what they have, with finish_reason "cancelled"."""
         self.scheduler.cancel(request)
 
+    def listen(self, listener: Callable[[Outcome], None], needs: Needs | None = None) -> None:
+        """Tell ``listener`` the outcome of every step, and of prefill chunks where ``needs`` (or a part) asks for
+        states or logits of the prompt. ``needs`` is what it wants to find in the outcomes."""
+        self._listeners.append(listener)
+        if needs is not None:
+            self.needs = self.scheduler.needs = self.needs | needs
+
     # -- one step -----------------------------------------------------------------------------------------
 
     def step(self) -> list[Emission]:
@@ -145,6 +152,7 @@ class Engine:
             emitted=[emission.token_ids for emission in emissions],
             logits=out.logits if self.needs.logits else None,
             hidden=out.hidden,
+            p=p,
             seconds=clock.seconds,
         )
         try:
@@ -162,9 +170,29 @@ class Engine:
             room = self.limits.max_nodes // len(rows) - 1
             # Beyond the last token that may be emitted nothing is worth drafting.
             budget = replace(plan, depth=min(plan.depth, left - 1), nodes=min(plan.nodes, room))
-            if not budget.empty:
-                return drafter.propose(rows, budget, draws).to(self.target.device)
+            if not budget.empty and not all(row.id in budget.skip for row in rows):
+                tree = drafter.propose(rows, budget, draws) if not budget.skip else self._some(rows, budget, draws)
+                tree = tree.to(self.target.device)
+                keep = self.parts.policy.review(rows, tree) if self.parts.prunable and tree.shape[1] > 1 else None
+                if keep is None:
+                    return tree
+                if max(keep) > 1:
+                    return tree.first(keep)
         return DraftTree.roots([row.tokens[-1] for row in rows], self.target.device)
+
+    def _some(self, rows: list[Row], budget: Budget, draws: Draws) -> DraftTree:
+        """Drafts for the rows that are not skipped, the root alone for the others."""
+        drafter = self.parts.drafter
+        assert drafter is not None
+        asked = [b for b, row in enumerate(rows) if row.id not in budget.skip]
+        rest = [b for b, row in enumerate(rows) if row.id in budget.skip]
+        index = torch.tensor(asked, device=draws.stream.device)
+        own = Draws(draws.stream[index], draws.position[index])
+        tree = drafter.propose([rows[b] for b in asked], budget, own)
+        if not rest:
+            return tree
+        roots = DraftTree.build([([rows[b].tokens[-1]], [ROOT]) for b in rest], device=tree.tokens.device)
+        return stack_rows([(asked, tree), (rest, roots)])
 
     def _emit(self, tree: DraftTree, packed: list[list[int]], logits: torch.Tensor) -> list[Emission]:
         """Append what was accepted to each row, token by token, until its text stops."""
@@ -210,8 +238,8 @@ class Engine:
         if self.parts.drafter is not None:
             self.parts.drafter.observe(outcome)
             self.parts.policy.observe(outcome)
-        if self.on_step is not None:
-            self.on_step(outcome)
+        for listener in self._listeners:
+            listener(outcome)
 
     def _account(self, tree: DraftTree, counts: list[int], clock: _Clock) -> None:
         """Count the step for every row that took part, and let finished rows go."""

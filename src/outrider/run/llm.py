@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from outrider.run.request import Emission, Origin, Request, RequestOutput, Stats
 from outrider.run.scheduler import Limits
 
 if TYPE_CHECKING:
-    from outrider.types import Outcome
+    from outrider.types import Needs, Outcome
 
 Message = dict[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -100,7 +100,6 @@ class LLM:
         self.draft = draft
         self.limits = limits or Limits()
         self._pieces: dict[int, deque[Emission]] = {}  # of running streams, by request
-        self._listeners: list[Any] = []
         self.engine = Engine(
             self.language_model,
             self.parts,
@@ -108,7 +107,6 @@ class LLM:
             stop_tokens=stop_tokens(loaded),
             limits=self.limits,
             draft_model=None if draft is None else draft.model,
-            on_step=self._notify,
         )
 
     @property
@@ -116,13 +114,9 @@ class LLM:
         """The transformers model underneath, unchanged and usable by itself."""
         return getattr(self.language_model, "hf", self.language_model)
 
-    def on_step(self, listener: Any) -> None:
-        """Call ``listener(outcome)`` after every step; see ``types.Outcome``."""
-        self._listeners.append(listener)
-
-    def _notify(self, outcome: Outcome) -> None:
-        for listener in self._listeners:
-            listener(outcome)
+    def listen(self, listener: Callable[[Outcome], None], needs: Needs | None = None) -> None:
+        """Call ``listener(outcome)`` after every step; see ``Engine.listen`` and ``types.Outcome``."""
+        self.engine.listen(listener, needs)
 
     # -- prompts ------------------------------------------------------------------------------------------
 

@@ -206,7 +206,7 @@ class Scheduler:
         chunk = max(1, self.limits.prefill_tokens // len(lives))
         while any(rest):
             block = Block.of_lists([tokens[:chunk] for tokens in rest], self.target.device)
-            wants = self.needs.prefill_logits or (self.needs.hidden and self.drafter is not None)
+            wants = self.needs.prefill_logits or self.needs.hidden
             out = self.target.forward(
                 block,
                 self.store,
