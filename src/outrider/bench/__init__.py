@@ -1,0 +1,1 @@
+"""Measuring: suites of prompts, the harness, one result schema, reports and comparisons."""
