@@ -11,8 +11,8 @@ Words used throughout, defined here and nowhere else:
     emitted tokens per decode second, of all answers together.
 *speed-up*
     tokens per second divided by those of the baseline **over the same answers** (same prompts, turns and runs,
-    measured in the same process, prompt by prompt, in rotating order). Where two answers have the same token ids this is
-    the ratio of their times; where they do not it is the ratio of their times per token.
+    measured in the same process, prompt by prompt, in rotating order). Where two answers have the same token ids
+    this is the ratio of their times; where they do not it is the ratio of their times per token.
 *interval*
     from resampling prompts with replacement, both sides of a prompt together (paired bootstrap, percentiles). The turns
     and runs of a prompt stay together. One prompt gives no interval.
@@ -21,8 +21,8 @@ Words used throughout, defined here and nowhere else:
 *acceptance rate*
     accepted drafted tokens / drafted tokens. All nodes of a tree count as drafted, so a wide tree has a low rate.
 *acceptance at depth d*
-    target calls in which a drafted token at depth d was accepted / target calls whose draft reached depth d. A tree with
-    several nodes at one depth counts once. Depth 1 hangs under the last emitted token.
+    target calls in which a drafted token at depth d was accepted / target calls whose draft reached depth d. A tree
+    with several nodes at one depth counts once. Depth 1 hangs under the last emitted token.
 *identical*
     answers whose token ids are those of plain decoding / answers compared. None where no identity is promised (a
     temperature above 0 with a verifier that keeps the distribution and not the text).
