@@ -244,17 +244,10 @@ class Scheduler:
         return Live(row, request, choice, stop, stream)
 
     def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
-        return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.stop_tokens)
+        return stop_ids(params, self.stop_tokens)
 
     def _sampling(self, request: Request) -> RowSampling:
-        params = request.params
-        return RowSampling(
-            params,
-            self.target.vocab_size,
-            request.prompt,
-            stop_ids=self._stop_ids(params),
-            bad_words=bad_word_ids(params.bad_words, self.tokenizer),
-        )
+        return row_sampling(request.params, request.prompt, self.target.vocab_size, self.stop_tokens, self.tokenizer)
 
     def leave(self, live: Live) -> None:
         """Free a row; the last one takes its place, here as in the store."""
@@ -270,6 +263,24 @@ class Scheduler:
         self._admitted.discard(live.row.id)
         if self.drafter is not None:
             self.drafter.drop(live.row)
+
+
+def stop_ids(params: SamplingParams, stop_tokens: frozenset[int]) -> frozenset[int]:
+    """Ids that end a text with ``params``; ``stop_tokens`` are the model's own."""
+    return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else stop_tokens)
+
+
+def row_sampling(
+    params: SamplingParams, prompt: Sequence[int], vocab_size: int, stop_tokens: frozenset[int], tokenizer: Any
+) -> RowSampling:
+    """What sampling remembers of a request that begins with ``prompt``."""
+    return RowSampling(
+        params,
+        vocab_size,
+        prompt,
+        stop_ids=stop_ids(params, stop_tokens),
+        bad_words=bad_word_ids(params.bad_words, tokenizer),
+    )
 
 
 def _streams(group: Sequence[Request]) -> Iterator[int]:

@@ -1,0 +1,1 @@
+"""Does a method change the text? Differences told apart, and certificates."""
