@@ -103,8 +103,9 @@ class AtContext(Data):
 
 class FirstDifference(Data):
     """Where an answer leaves the plain one. ``position`` counts tokens of the answer; a token is None where that
-    answer had ended. ``gap`` is the distance of the two logits, ``tolerance`` what rounding may explain.
-    ``kind``: "tie" (rounding decided), "wrong", or "drawn" (no identity was promised)."""
+    answer had ended. ``gap``, ``tolerance``, ``variation``, ``kind`` and ``reason`` are those of
+    ``certify.identity.Difference``: how far the two tokens are apart, how far rounding may carry, what was measured of
+    it, what follows ("tie": rounding decided; "wrong"; "drawn": no identity was promised), and why it is no tie."""
 
     position: int
     found: int | None
@@ -112,6 +113,8 @@ class FirstDifference(Data):
     gap: float | None
     tolerance: float | None
     kind: Literal["tie", "wrong", "drawn"]
+    variation: float | None = None
+    reason: str = ""
     found_text: str = ""
     wanted_text: str = ""
 
