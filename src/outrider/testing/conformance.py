@@ -143,28 +143,25 @@ def nothing_accepted(make: Make, world: World) -> None:
 
 
 def everything_accepted(make: Make, world: World) -> None:
-    """Drafts that are always right, as deep as the policy allows: ceil(tokens / (depth + 1)) calls."""
+    """Drafts that are always right, as deep as the policy allows: all of them are accepted, and every call emits its
+    draft and one token more."""
     for temperature in (0.0, 1.3):
         parts = make()
         if parts.drafter is None:
             return
         cases = [Case.of(PROMPTS[i], seed=i, temperature=temperature, ignore_eos=True) for i in range(3)]
         wanted = plain(world, cases)
-        deep = _depth(parts)
         oracle = parts.with_(drafter=Oracle(parts.drafter, texts(wanted)), verifier=Match())
         found = decode(world, oracle, cases)
         check_same(found, wanted, "everything accepted")
         for request in found:
             stats = request.choices[0].stats
-            calls = -(-stats.emitted_tokens // (deep + 1))
-            assert stats.target_calls == calls, (
-                f"{stats.target_calls} calls for {stats.emitted_tokens} tokens with drafts of {deep}, not {calls}"
+            drafted, accepted, calls = stats.draft_tokens, stats.accepted_tokens, stats.target_calls
+            assert drafted > 0, "nothing was drafted"
+            assert accepted == drafted, f"{accepted} of {drafted} right tokens were accepted"
+            assert stats.emitted_tokens == calls + accepted, (
+                f"{stats.emitted_tokens} tokens from {calls} calls and {accepted} accepted tokens"
             )
-
-
-def _depth(parts: Any) -> int:
-    plan = parts.policy.plan([])
-    return min(plan.depth, plan.nodes)
 
 
 def choices_are_independent(make: Make, world: World) -> None:
