@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from outrider.certify.identity import Difference
 from outrider.cli._paint import Palette, Runs, Writer
 from outrider.cli._report import histogram, verdict
 from outrider.testing.tiny import tiny_tokenizer
@@ -132,8 +134,16 @@ def test_histogram_groups_what_is_long():
 
 
 def test_a_tie_is_called_one():
-    at = {"position": 3, "preset_text": "a", "plain_text": "b", "logit_gap": 1e-6, "kind": "tie"}
-    block = {"identical": False, "first_difference": at, "dtype": "float32"}
-    assert "a tie" in verdict(block)
-    assert "rounding from a fault" in verdict({**block, "first_difference": {**at, "kind": "different"}})
-    assert "distribution" in verdict({**block, "first_difference": {**at, "kind": "drawn"}})
+    tie = Difference(3, 7, 9, gap=1e-6, tolerance=1e-4, kind="tie")
+    assert "a tie: the two logits are 1e-06 apart" in verdict(_block(tie))
+    wrong = verdict(_block(replace(tie, gap=0.5, kind="wrong")))
+    assert "no tie: the two logits are 0.5 apart" in wrong
+    assert "outrider verify" in wrong
+    assert "distribution" in verdict(_block(replace(tie, gap=None, tolerance=None, kind="drawn")))
+    draw = replace(tie, unit="probability")
+    assert "the draw lies 1e-06 from the boundary" in verdict(_block(draw))
+
+
+def _block(found):
+    at = asdict(found) | {"preset_text": "a", "plain_text": "b", "why": found.words()}
+    return {"identical": False, "first_difference": at, "dtype": "float32"}

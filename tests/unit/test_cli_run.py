@@ -99,11 +99,13 @@ def test_a_difference_is_located_and_classified(run, monkeypatch):
     assert block["identical"] is False
     found = block["first_difference"]
     assert found["position"] == 3
-    assert found["plain_token"] == (found["preset_token"] + 1) % 200
-    assert found["kind"] == ("tie" if found["logit_gap"] < 1e-4 else "different")
+    assert found["wanted"] == (found["found"] + 1) % 200
+    assert found["kind"] == "wrong"
+    assert abs(found["gap"]) > found["tolerance"]
     code, _, err = run(PROMPT, "--preset", "pld", "--max-tokens", "6", "--compare")
     assert code == 0
     assert "differ from position 3 on" in err
+    assert "no tie" in err
 
 
 def test_colours_on_a_terminal_only(run, monkeypatch):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -33,12 +34,14 @@ WIDTHS = (1, 2, 8, 32)
 """Tokens per forward in which a text is scored again; 1 is plain decoding."""
 FLOOR = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Gaps that are ties whatever was measured, by the model's dtype."""
-ROUNDING = 16.0
-"""No more than this many times eps times the largest logit is believed to be rounding: a forward whose blocks are wrong
-must not excuse what it makes of them."""
+ROUNDING = {True: 64.0, False: 8.0}
+"""No more than this many times eps times the largest logit is believed to be rounding, in float32 and better or in half
+precision: a forward whose blocks are wrong must not excuse what it makes of them. (Measured: up to 11 and 2.)"""
 _STRETCH = (-2.0, -1.0, 1.0, 2.0)
 _PREFILL = 2048
 _REMEMBERED = 32
+_known: WeakKeyDictionary[LanguageModel, dict[Any, Tensor]] = WeakKeyDictionary()
+"""The last scores of each model: many methods meet the same tie."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,20 @@ class Difference:
     tolerance: float | None
     kind: Kind
     variation: float | None = None
+    unit: Literal["logits", "probability"] = "logits"
     reason: str = ""
     """Why it is no tie, where the figures alone do not say so."""
+
+    def words(self) -> str:
+        """The finding as half a sentence."""
+        if self.kind == "drawn":
+            return "as it may be: the distribution is kept, not the very tokens"
+        if self.reason or self.gap is None or self.tolerance is None:
+            return self.reason
+        apart = "the two logits are" if self.unit == "logits" else "the draw lies"
+        beyond = "apart" if self.unit == "logits" else "from the boundary in probability"
+        bridged = f"rounding moves that by up to {self.tolerance:.2g}"
+        return f"{'a tie' if self.kind == 'tie' else 'no tie'}: {apart} {self.gap:.2g} {beyond}, {bridged}"
 
 
 def first_difference(found: Sequence[int], wanted: Sequence[int]) -> int | None:
@@ -86,13 +101,13 @@ def classify(
 
     ``model`` is an ``LLM`` or ``Engine`` (with its tokenizer, end tokens and law) or a bare ``LanguageModel``.
     ``params`` are those of both texts and, above temperature 0, must hold their seed; ``sample`` is the number of the
-    choice. Use a ``Judge`` for many texts of one model. Raises ``ConfigError`` without a seed.
+    choice. Raises ``ConfigError`` without a seed.
     """
     return Judge(model).classify(prompt, found, wanted, params, guarantee, sample)
 
 
 class Judge:
-    """Tells differences apart for one model; what it has scored once it remembers for a while."""
+    """Tells differences apart for one model."""
 
     def __init__(self, model: LLM | Engine | LanguageModel) -> None:
         engine: Any = getattr(model, "engine", model)
@@ -101,7 +116,6 @@ class Judge:
         self.stop_tokens: frozenset[int] = getattr(engine, "stop_tokens", frozenset())
         parts = getattr(engine, "parts", None)
         self.law = None if parts is None else parts.law
-        self._known: dict[tuple[tuple[int, ...], int], Tensor] = {}
 
     def classify(
         self,
@@ -131,13 +145,14 @@ class Judge:
 
     def scores(self, prefix: Sequence[int], prompt_length: int) -> Tensor:
         """f[W,V]: the logits of the token after ``prefix``, with the new tokens read ``WIDTHS`` at a time."""
-        key = (tuple(prefix), prompt_length)
-        if key not in self._known:
+        known = _known.setdefault(self.model, {})
+        key = (self.model.weights_version, self.law, prompt_length, tuple(prefix))
+        if key not in known:
             rows = [self._score(prefix, prompt_length, width) for width in WIDTHS]
-            while len(self._known) >= _REMEMBERED:
-                del self._known[next(iter(self._known))]
-            self._known[key] = torch.stack(rows)
-        return self._known[key]
+            while len(known) >= _REMEMBERED:
+                del known[next(iter(known))]
+            known[key] = torch.stack(rows)
+        return known[key]
 
     def _score(self, prefix: Sequence[int], prompt_length: int, width: int) -> Tensor:
         """f[V]: like plain decoding, the prompt but for its last token is read in one go."""
@@ -202,7 +217,7 @@ class _Case:
         draw = float(Draws.of(seed, sample, root).text(torch.zeros(1, 1, dtype=torch.int64)))
         away = [_from_interval(laws, token, draw) for token in (found, wanted)]
         gap, moved = away[0]
-        measured = replace(blank, gap=gap, tolerance=max(floor, moved), variation=moved)
+        measured = replace(blank, gap=gap, tolerance=max(floor, moved), variation=moved, unit="probability")
         largest = float(steps[:, [found, wanted]].abs().max())
         if not largest <= limit:
             return replace(measured, tolerance=floor, reason=_unsteady(largest, limit))
@@ -224,7 +239,8 @@ class _Case:
     def _limit(self, logits: Tensor) -> float:
         """What can be rounding at all; some families round to float32 inside whatever their dtype."""
         eps = max(torch.finfo(self.judge.model.dtype).eps, torch.finfo(torch.float32).eps)
-        return max(1e-4, ROUNDING * eps * float(logits[0].abs().max()))
+        fine = eps == torch.finfo(torch.float32).eps
+        return max(FLOOR[torch.float32], ROUNDING[fine] * eps * float(logits[0].abs().max()))
 
 
 def _from_interval(laws: Tensor, token: int, draw: float) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from outrider.cli._answer import Answer, decode
@@ -11,10 +11,6 @@ from outrider.cli._answer import Answer, decode
 if TYPE_CHECKING:
     from outrider.cli._open import Opened
     from outrider.params import SamplingParams
-    from outrider.run.llm import LLM
-
-TIE = 1e-4
-"""Two logits closer than this are a tie: rounding alone decides between them."""
 
 WARM_UP = 16
 
@@ -72,37 +68,18 @@ def compare(
 def difference(
     opened: Opened, prompt: list[int], params: SamplingParams, fast: Answer, plain: Answer
 ) -> dict[str, Any]:
-    """Where two answers part, and how close the target's best two logits are there (a forward without drafts)."""
-    pairs = zip(fast.token_ids, plain.token_ids, strict=False)
-    shared = min(len(fast.token_ids), len(plain.token_ids))
-    at = next((i for i, (a, b) in enumerate(pairs) if a != b), shared)
-    prefix = prompt + plain.token_ids[:at]
-    gap = top_gap(opened.again("plain"), prefix)
-    kind = "tie" if gap is not None and gap < TIE else "different"
-    if params.temperature > 0 and opened.llm.parts.guarantee != "identical":
-        kind = "drawn"
-    tokens = [answer.token_ids[at] if at < len(answer.token_ids) else None for answer in (fast, plain)]
-    texts = ["" if t is None else str(opened.llm.tokenizer.decode([t])) for t in tokens]
-    return {
-        "position": at,
-        "preset_token": tokens[0],
-        "plain_token": tokens[1],
-        "preset_text": texts[0],
-        "plain_text": texts[1],
-        "logit_gap": gap,
-        "kind": kind,
-    }
+    """Where two answers part, and whether rounding explains it; the fields of ``Difference`` and both tokens' text."""
+    from outrider.certify.identity import classify
 
+    guarantee = opened.llm.parts.guarantee
+    found = classify(opened.llm, prompt, fast.token_ids, plain.token_ids, params, guarantee)
+    assert found is not None  # the two are known to differ
 
-def top_gap(plain: LLM, prefix: list[int]) -> float | None:
-    """Difference of the two highest logits for the token after ``prefix``."""
-    from outrider.params import SamplingParams
+    def text(token: int | None) -> str:
+        return "" if token is None else str(opened.llm.tokenizer.decode([token]))
 
-    answer = decode(plain, prefix, SamplingParams(max_tokens=1, logprobs=2))
-    if answer.choice is None or not answer.choice.logprobs:
-        return None
-    best = sorted(answer.choice.logprobs[0].values(), reverse=True)
-    return best[0] - best[1]
+    texts = {"preset_text": text(found.found), "plain_text": text(found.wanted)}
+    return asdict(found) | texts | {"why": found.words()}
 
 
 def _finished(answer: Answer) -> Answer:
