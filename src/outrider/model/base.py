@@ -66,6 +66,19 @@ class Block:
         tokens = torch.tensor([row + [0] * (n - len(row)) for row in rows], dtype=torch.int64, device=device)
         return cls(tokens=tokens, counts=[len(row) for row in rows])
 
+    def behind(self, prompt: list[int]) -> Block:
+        """The same block of one row, with ``prompt`` tokens that are not stored yet read before it."""
+        p, n = len(prompt), self.shape[1]
+        device = self.tokens.device
+        tokens = torch.cat([torch.tensor([prompt], device=device), self.tokens], dim=1)
+        if self.ancestors is None:
+            return Block(tokens, [p + self.counts[0]])
+        assert self.depth is not None
+        seen = torch.ones(1, p + n, p + n, dtype=torch.bool, device=device).tril()
+        seen[:, p:, p:] = self.ancestors
+        depth = torch.cat([torch.arange(p, device=device)[None], self.depth + p], dim=1)
+        return Block(tokens, [p + self.counts[0]], depth, seen)
+
     def to(self, device: torch.device | str) -> Block:
         if self.tokens.device == torch.device(device):
             return self
@@ -113,6 +126,9 @@ class LanguageModel(ABC):
     branching: bool
     """Whether its store can hold a tree (recurrent layers cannot)."""
     weights_version: int = 0
+    scores_last: bool = False
+    """Whether ``forward`` can score the last tokens of a block alone (a number as ``logits``), so that the end of a
+    prompt is read along with the first draft."""
 
     @abstractmethod
     def new_store(self, max_rows: int, max_slots: int) -> KVStore:
@@ -126,10 +142,11 @@ class LanguageModel(ABC):
         *,
         first_row: int = 0,
         capture: tuple[int, ...] = (),
-        logits: Literal["all", "none"] = "all",
+        logits: Literal["all", "none"] | int = "all",
     ) -> ModelOutput:
         """Score ``block`` for the store's rows ``first_row .. first_row + B``.
 
-        ``capture`` names layers as in ``Needs.hidden``. ``logits="none"`` skips the head (prefill).
+        ``capture`` names layers as in ``Needs.hidden``. ``logits="none"`` skips the head (prefill); a number scores
+        that many tokens at the end only, where the model ``scores_last``.
         Raises ``CacheFull`` when the store has no room for N more tokens of some row.
         """

@@ -8,6 +8,7 @@ are compared numerically with themselves (``model/check.py``) before they may se
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -84,6 +85,7 @@ class HFModel(LanguageModel):
         head = hf.get_output_embeddings()
         self.vocab_size = int(head.weight.shape[0]) if head is not None else int(config.vocab_size)
         self.max_positions = context_limit(config)
+        self.scores_last = "logits_to_keep" in inspect.signature(hf.forward).parameters
         self._capture = Capture(hf)
         self._stand_in = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self._native = self._use_own_attention()
@@ -142,7 +144,7 @@ class HFModel(LanguageModel):
         *,
         first_row: int = 0,
         capture: tuple[int, ...] = (),
-        logits: Literal["all", "none"] = "all",
+        logits: Literal["all", "none"] | int = "all",
     ) -> ModelOutput:
         assert isinstance(store, SlotStore)
         block = block.to(self.device)
@@ -150,10 +152,11 @@ class HFModel(LanguageModel):
         store.reserve(first_row, b, n, block.offset)
         plan = attention.AttentionPlan(block, store, first_row, self.device)
         positions = self._positions(block, store.next_positions[first_row : first_row + b])
-        target = self.hf if logits == "all" else self.hf.get_decoder()
+        target = self.hf.get_decoder() if logits == "none" else self.hf
+        keep = {"logits_to_keep": logits} if isinstance(logits, int) else {}
         with torch.inference_mode(), self._capture.layers(capture) as captured:
-            out = self._call(target, block.tokens, positions, StoreCache(store), plan)
-        scores = out.logits if logits == "all" else torch.empty(b, 0, self.vocab_size, device=self.device)
+            out = self._call(target, block.tokens, positions, StoreCache(store), plan, keep)
+        scores = torch.empty(b, 0, self.vocab_size, device=self.device) if logits == "none" else out.logits
         return ModelOutput(scores, captured.stacked() if capture else None)
 
     def _positions(self, block: Block, first: list[int]) -> Tensor:
@@ -166,7 +169,15 @@ class HFModel(LanguageModel):
         depth = torch.arange(block.offset, block.offset + n, device=self.device) if block.depth is None else block.depth
         return (torch.tensor(first, device=self.device)[:, None] + depth).clamp(max=last)
 
-    def _call(self, target: Any, tokens: Tensor, positions: Tensor, cache: Cache, plan: attention.AttentionPlan) -> Any:
+    def _call(
+        self,
+        target: Any,
+        tokens: Tensor,
+        positions: Tensor,
+        cache: Cache,
+        plan: attention.AttentionPlan,
+        options: dict[str, Any] | None = None,
+    ) -> Any:
         if self._native:
             # The plan carries the mask; a 4-D stand-in keeps stock code from building one of its own.
             extra: dict[str, Any] = {"attention_mask": self._stand_in, "plan": plan}
@@ -182,4 +193,5 @@ class HFModel(LanguageModel):
             use_cache=True,
             return_dict=True,
             **extra,
+            **(options or {}),
         )

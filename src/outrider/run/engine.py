@@ -19,7 +19,7 @@ import torch
 
 from outrider.draft.base import DraftContext
 from outrider.errors import ConfigError
-from outrider.model.base import Block, LanguageModel
+from outrider.model.base import Block, LanguageModel, ModelOutput
 from outrider.params import SamplingParams
 from outrider.parts import Parts
 from outrider.rng import Draws
@@ -135,8 +135,7 @@ class Engine:
         )
         tree = self._propose(rows, draws)
         clock.lap("draft")
-        out = self.target.forward(Block.of_tree(tree), self.store, capture=self.needs.hidden)
-        clock.lap("target")
+        out = self._forward(tree, clock)
         logits = out.logits if self.parts.law is None else self.parts.law(out.logits, tree)
         p = warp(logits, [row.sampling for row in rows], tree)
         verdict = self.parts.verifier.verify(tree, TargetView(p, logits, out.hidden), draws)
@@ -161,6 +160,20 @@ class Engine:
             clock.lap("other")
             self._account(tree, counts, clock)
         return emissions
+
+    def _forward(self, tree: DraftTree, clock: _Clock) -> ModelOutput:
+        """Score the tree. A row that is alone reads the end of its prompt along; the time is divided by tokens."""
+        block, unread = Block.of_tree(tree), self.scheduler.unread()
+        if not unread:
+            out = self.target.forward(block, self.store, capture=self.needs.hidden)
+            clock.lap("target")
+            return out
+        out = self.target.forward(block.behind(unread), self.store, logits=tree.shape[1])
+        self.store.extend(0, [len(unread)])
+        clock.lap("target")
+        clock.seconds["prefill"] = clock.seconds["target"] * len(unread) / (len(unread) + tree.shape[1])
+        clock.seconds["target"] -= clock.seconds["prefill"]
+        return out
 
     def _propose(self, rows: list[Row], draws: Draws) -> DraftTree:
         drafter = self.parts.drafter

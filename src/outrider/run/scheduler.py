@@ -201,10 +201,22 @@ class Scheduler:
                     self.drafter.fork(live.row, clone.row)
                     self._admitted.add(clone.row.id)
 
+    def unread(self) -> list[int]:
+        """Tokens of the prompt that are to be read along with the first draft of the only row."""
+        return self.live[0].row.tokens[self.store.lengths[0] : -1] if len(self.live) == 1 else []
+
+    def _reads_along(self, lives: list[Live]) -> bool:
+        """Whether the last chunk of the prompt is left to the first step: a forward less before the first token. Only
+        for a row that is alone (in a batch everybody would be padded to that chunk), and where no part
+        wants to see the prompt's states."""
+        alone = len(self.live) == 1 and lives[0].request.params.n == 1 and not self.waiting
+        return alone and self.target.scores_last and not (self.needs.prefill_logits or self.needs.hidden)
+
     def _prefill(self, first: int, lives: list[Live]) -> None:
         rest = [live.row.tokens[self.store.lengths[first + i] : -1] for i, live in enumerate(lives)]
         chunk = max(1, self.limits.prefill_tokens // len(lives))
-        while any(rest):
+        last = chunk if self._reads_along(lives) else 0
+        while any(len(tokens) > last for tokens in rest):
             block = Block.of_lists([tokens[:chunk] for tokens in rest], self.target.device)
             wants = self.needs.prefill_logits or self.needs.hidden
             out = self.target.forward(
