@@ -48,10 +48,9 @@ class Measured:
 
 def assemble(harness: Harness, measured: Measured, facts: Provenance) -> BenchResult:
     """The result of everything in ``measured``."""
-    whole = harness.options.repeats * len(harness.suite.prompts)
     notes = _notes(harness) + measured.notes
-    if len(measured.prompts) < whole:
-        notes.append(f"Incomplete: {len(measured.prompts)} of {whole} prompts were measured.")
+    if harness.prompts_done < harness.prompts_total:
+        notes.append(f"Incomplete: {harness.prompts_done} of {harness.prompts_total} prompts were measured.")
     return BenchResult(
         provenance=facts.as_dict(),
         suite=_suite_facts(harness.suite, harness.limit),

@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -157,7 +158,7 @@ class Harness:
             resamples=options.bootstrap.resamples,
         )
 
-    def journal(self, path: str, facts: Provenance, restart: bool = False) -> Journal:
+    def journal(self, path: str | Path, facts: Provenance, restart: bool = False) -> Journal:
         """The file in which an interrupted run keeps its results; ``facts`` are those of ``facts()``. Raises
         ``ConfigError`` if it holds results of another measurement."""
         settings = self.settings.model_dump(mode="json")
@@ -178,6 +179,15 @@ class Harness:
         draft = None if self.llm.draft is None else self.llm.draft.model
         return provenance(target=self.llm.language_model, draft=draft)
 
+    @property
+    def prompts_done(self) -> int:
+        """Prompts that are complete, those of every pass counted."""
+        return len(self._measured.prompts)
+
+    @property
+    def prompts_total(self) -> int:
+        return self.options.repeats * len(self.suite.prompts)
+
     # -- measuring ------------------------------------------------------------------------------------------
 
     def run(self, journal: Journal | None = None, tell: Tell | None = None) -> None:
@@ -191,7 +201,7 @@ class Harness:
             self._measured.resumed(len(done), journal.resumed_from)
         cost = {prompt.id: len(prompt.turns) * len(self.runners) for prompt in self.suite.prompts}
         progress = _Progress(tell, self.options.repeats * sum(cost.values()), sum(cost[prompt] for _, prompt in done))
-        if len(done) < self.options.repeats * len(cost):
+        if len(done) < self.prompts_total:
             self._warm_up()
         for run in range(self.options.repeats):
             for index, prompt in enumerate(self.suite.prompts):

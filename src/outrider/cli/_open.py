@@ -102,7 +102,16 @@ def open_model(source: Source, screens: Screens, *, prefix_entries: int = 0) -> 
             dtype=source.dtype,
             limits=Limits(max_rows=1, max_context=source.max_context, prefix_entries=prefix_entries),
         )
+    llm.language_model.name = _called(source.model)
+    if llm.draft is not None and source.draft_model is not None:
+        llm.draft.model.name = _called(source.draft_model)
     return Opened(llm, source.model, source.preset, time.perf_counter() - began)
+
+
+def _called(source: str) -> str:
+    """What results call a model: its name, and not where it lies on this machine."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else source
 
 
 def find_model(name: str, catalog: Path | None, screens: Screens) -> str:
