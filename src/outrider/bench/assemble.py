@@ -64,13 +64,12 @@ def assemble(harness: Harness, measured: Measured, facts: Provenance) -> BenchRe
 
 def _preset_result(harness: Harness, runner: PresetRunner, measured: Measured) -> PresetResult:
     records, base = measured.records[runner.name], measured.records[BASELINE]
-    bootstrap = harness.options.bootstrap
     return PresetResult(
-        **metrics.totals(records, base, BASELINE, bootstrap),
+        **metrics.totals(records, base, BASELINE),
         name=runner.name,
         baseline=BASELINE,
-        groups=metrics.grouped(records, base, BASELINE, lambda record: record.group, bootstrap),
-        categories=metrics.grouped(records, base, BASELINE, lambda record: record.category, bootstrap),
+        groups=metrics.grouped(records, base, BASELINE, lambda record: record.group),
+        categories=metrics.grouped(records, base, BASELINE, lambda record: record.category),
         peak_memory_bytes=measured.peaks.get(runner.name),
         records=records,
         spec=runner.spec,

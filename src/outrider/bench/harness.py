@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ import torch
 from outrider.bench.assemble import Measured, assemble
 from outrider.bench.choose import ALL, choose, split
 from outrider.bench.journal import Entry, Journal
-from outrider.bench.metrics import Bootstrap
 from outrider.bench.observe import Memory
+from outrider.bench.paired import LEVEL, RESAMPLES
 from outrider.bench.result import BASELINE, BenchResult, FirstDifference, LeftOut, Record, Settings
 from outrider.bench.runners import WARM_UP, Answer, Conversation, PresetRunner, Runner
 from outrider.bench.suite import Suite, SuitePrompt
@@ -50,7 +50,6 @@ class Options:
 
     repeats: int = 1
     fresh: bool = False
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __post_init__(self) -> None:
         if isinstance(self.repeats, int):
@@ -154,8 +153,8 @@ class Harness:
             fresh=options.fresh,
             order=ORDER,
             warm_up=f"{WARM_UP} tokens of the last prompt, with engines that are thrown away",
-            level=options.bootstrap.level,
-            resamples=options.bootstrap.resamples,
+            level=LEVEL,
+            resamples=RESAMPLES,
         )
 
     def journal(self, path: str | Path, facts: Provenance, restart: bool = False) -> Journal:

@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from outrider.bench.paired import LEVEL, SPEED, standard_error, student_quantile
 from outrider.bench.result import PARTS, AtContext, AtDepth, Figures, Interval, Ratio, Record
 
-LEVEL = 0.95
-RESAMPLES = 2000
-_SEED = 20_000
-"""Of the resampling: the same records give the same interval."""
+_FEW = {1: 12.706, 2: 4.303, 3: 3.182}
+"""Student's t at 95 % for the few degrees of freedom that ``student_quantile`` does not cover."""
 
 CONTEXT_EDGES = (0, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 """Where buckets of context length begin; the last one is open."""
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """How intervals are made: ``resamples`` draws of as many prompts as there are, with replacement; the interval
-    holds the middle ``level`` of the resampled ratios (Efron 1979, percentile method)."""
+def interval(sums: np.ndarray) -> Interval | None:
+    """Of ``(sum tokens / sum seconds) / (sum base tokens / sum base seconds)``, the columns of ``sums`` f64[prompts,4];
+    None below two prompts.
 
-    resamples: int = RESAMPLES
-    level: float = LEVEL
-    seed: int = _SEED
+    The standard error of the ratio's logarithm comes from the paired bootstrap, the number of errors from Student's t:
+    the plain percentiles of a bootstrap over few prompts are too narrow.
+    """
+    prompts = len(sums)
+    if prompts < 2:
+        return None
+    tokens, seconds, base_tokens, base_seconds = sums.T
+    ones = np.ones(prompts)
+    sides = np.stack([np.stack([base_tokens, base_seconds, ones, ones], 1), np.stack([tokens, seconds, ones, ones], 1)])
+    reach = _student(prompts - 1) * standard_error(sides.transpose(1, 0, 2), np.array(SPEED))
+    value = _ratio(sums)
+    return Interval(low=value * math.exp(-reach), high=value * math.exp(reach))
 
-    def interval(self, sums: np.ndarray) -> Interval | None:
-        """The interval of ``(sum tokens / sum seconds) / (sum base tokens / sum base seconds)``, the columns of
-        ``sums`` f64[prompts,4]; None below two prompts."""
-        prompts = len(sums)
-        if prompts < 2:
-            return None
-        rng = np.random.default_rng(self.seed)
-        ratios = np.empty(self.resamples)
-        chunk = max(1, 4_000_000 // prompts)
-        for start in range(0, self.resamples, chunk):
-            draws = min(chunk, self.resamples - start)
-            times = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)  # i64[draws,prompts]
-            tokens, seconds, base_tokens, base_seconds = (times @ sums).T
-            ratios[start : start + draws] = (tokens / seconds) / (base_tokens / base_seconds)
-        tail = (1 - self.level) / 2
-        low, high = np.quantile(ratios, [tail, 1 - tail])
-        return Interval(low=float(low), high=float(high))
+
+def _student(dof: int) -> float:
+    """The quantile of Student's t that leaves (1 - LEVEL) / 2 above it."""
+    return _FEW[dof] if dof in _FEW else student_quantile(1 - (1 - LEVEL) / 2, dof)
+
+
+def _ratio(sums: np.ndarray) -> float:
+    tokens, seconds, base_tokens, base_seconds = sums.sum(0)
+    return float((tokens / seconds) / (base_tokens / base_seconds))
 
 
 def decode_seconds(record: Record) -> float:
@@ -60,52 +59,49 @@ def speedup(
     records: Iterable[Record],
     base: Iterable[Record],
     baseline: str,
-    bootstrap: Bootstrap | None = None,
     seconds: Callable[[Record], float] = decode_seconds,
 ) -> Ratio | None:
-    """Tokens per second of ``records`` over those of ``base``, on the answers that both have (equal ``Record.key``).
-
-    ``seconds`` chooses the time that counts. None where nothing is left to compare or no time was taken: an answer
-    whose time or whose baseline's time is 0 emitted nothing and says nothing.
-    """
+    """Tokens per second of ``records`` over those of ``base``, on the answers that both have (equal ``Record.key``);
+    None where there is nothing to compare. ``seconds`` chooses the time that counts."""
     sums = paired(records, base, seconds)
     if not len(sums):
         return None
-    tokens, time, base_tokens, base_time = sums.sum(0)
-    value = float((tokens / time) / (base_tokens / base_time))
-    interval = (bootstrap or Bootstrap()).interval(sums)
-    return Ratio(baseline=baseline, value=value, interval=interval, prompts=len(sums))
+    return Ratio(baseline=baseline, value=_ratio(sums), interval=interval(sums), prompts=len(sums))
 
 
 def paired(
     records: Iterable[Record], base: Iterable[Record], seconds: Callable[[Record], float] = decode_seconds
 ) -> np.ndarray:
-    """f64[prompts,4]: tokens, seconds, baseline tokens, baseline seconds of each prompt's answers on both sides."""
+    """f64[prompts,4]: tokens, seconds, baseline tokens, baseline seconds of each prompt's answers on both sides.
+
+    Where one side could not tell prefill from decoding, all seconds of both count. An answer without tokens or time,
+    and its partner, say nothing and are left out.
+    """
     others = {record.key: record for record in base}
     rows: dict[str, list[float]] = {}
     for record in records:
         other = others.get(record.key)
-        if other is None or not all((record.tokens, other.tokens, seconds(record) > 0, seconds(other) > 0)):
+        if other is None:
+            continue
+        count = seconds if record.prefill_measured and other.prefill_measured else all_seconds
+        values = (record.tokens, count(record), other.tokens, count(other))
+        if min(values) <= 0:
             continue
         row = rows.setdefault(record.prompt, [0.0] * 4)
-        for column, value in enumerate((record.tokens, seconds(record), other.tokens, seconds(other))):
+        for column, value in enumerate(values):
             row[column] += value
     return np.array(list(rows.values()), dtype=np.float64).reshape(-1, 4)
 
 
-def figures(
-    records: Sequence[Record], base: Sequence[Record], baseline: str, bootstrap: Bootstrap | None = None
-) -> Figures:
+def figures(records: Sequence[Record], base: Sequence[Record], baseline: str) -> Figures:
     """Totals of ``records``, their speed-up over ``base``, and how many are identical."""
-    return Figures(**totals(records, base, baseline, bootstrap))
+    return Figures(**totals(records, base, baseline))
 
 
-def totals(
-    records: Sequence[Record], base: Sequence[Record], baseline: str, bootstrap: Bootstrap | None = None
-) -> dict[str, Any]:
+def totals(records: Sequence[Record], base: Sequence[Record], baseline: str) -> dict[str, Any]:
     """The fields of ``Figures``."""
-    fast = speedup(records, base, baseline, bootstrap)
-    whole = speedup(records, base, baseline, Bootstrap(resamples=1), all_seconds)
+    fast = speedup(records, base, baseline)
+    whole = speedup(records, base, baseline, all_seconds)
     seconds = {part: sum(record.seconds.get(part, 0.0) for record in records) for part in PARTS}
     emitted = sum(record.tokens for record in records)
     decoding = sum(time for part, time in seconds.items() if part != "prefill")
@@ -146,13 +142,12 @@ def grouped(
     base: Sequence[Record],
     baseline: str,
     key: Callable[[Record], str],
-    bootstrap: Bootstrap | None = None,
 ) -> dict[str, Figures]:
     """``figures`` per value of ``key``, in order of first appearance."""
     parts: dict[str, list[Record]] = {}
     for record in records:
         parts.setdefault(key(record), []).append(record)
-    return {name: figures(part, base, baseline, bootstrap) for name, part in parts.items()}
+    return {name: figures(part, base, baseline) for name, part in parts.items()}
 
 
 def bucket(context: int) -> int:

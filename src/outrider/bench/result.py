@@ -14,8 +14,8 @@ Words used throughout, defined here and nowhere else:
     measured in the same process, prompt by prompt, in rotating order). Where two answers have the same token ids
     this is the ratio of their times; where they do not it is the ratio of their times per token.
 *interval*
-    from resampling prompts with replacement, both sides of a prompt together (paired bootstrap, percentiles). The turns
-    and runs of a prompt stay together. One prompt gives no interval.
+    95 %, from resampling prompts with replacement, both sides of a prompt together (paired bootstrap on the log scale,
+    with Student's t for the number of prompts). The turns and runs of a prompt stay together. One prompt gives none.
 *mean accepted length*
     emitted tokens per target call, the token that the target itself adds included. Plain decoding is 1.
 *acceptance rate*
