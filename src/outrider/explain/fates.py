@@ -12,6 +12,11 @@ from outrider.explain.words import chance, visible
 Maybe = list[float | None]
 
 
+def unknown(size: int) -> Maybe:
+    """``size`` numbers that are not known."""
+    return [None] * size
+
+
 @dataclass
 class Sight:
     """One row's draft on the host. Node 0 is the root; lists have one entry per node.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from outrider.explain.fates import Sight, judge
+from outrider.explain.fates import Sight, judge, unknown
 from outrider.explain.record import Bonus, Plan, Step
 from outrider.policy.base import Policy
 from outrider.rng import Draws, Purpose
@@ -145,8 +145,7 @@ def _look(outcome: Outcome, row: Row, place: int, guarantee: Guarantee) -> Sight
     for node, token in zip([0, *sight.path], [*(sight.tokens[n] for n in sight.path), bonus], strict=True):
         sight.chosen[node] = token if token >= 0 else None
     _weigh(sight, p, outcome, place, real)
-    none: list[float | None] = [None] * len(real)
-    sight.chance = sight.coin = none
+    sight.chance = sight.coin = unknown(len(real))
     if not sight.matched and outcome.verdict.why is not None:
         sight.chance = _known(outcome.verdict.why[place, real])
         sight.coin = draws.uniform(Purpose.ACCEPT, real[None])[0].tolist()
@@ -172,7 +171,7 @@ def _weigh(sight: Sight, p: Warped, outcome: Outcome, place: int, real: Tensor) 
     own = (logits.gather(-1, asked.clamp(min=0)) - scale).exp().masked_fill(blank, torch.nan)
     laws, owns = [_known(line) for line in law], [_known(line) for line in own]
     sight.chosen_p, sight.chosen_model_p = [line[-1] for line in laws], [line[-1] for line in owns]
-    sight.p, sight.model_p, sight.q = ([None] * len(lines) for _ in range(3))
+    sight.p, sight.model_p, sight.q = unknown(len(lines)), unknown(len(lines)), unknown(len(lines))
     for parent, some in enumerate(kids):
         for place_of, kid in enumerate(some):
             sight.p[kid], sight.model_p[kid] = laws[parent][place_of], owns[parent][place_of]

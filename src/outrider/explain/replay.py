@@ -23,6 +23,7 @@ a tie between two logits the other way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -40,6 +41,7 @@ from outrider.explain.watch import Explainer, Labels
 from outrider.explain.words import Texts
 from outrider.model.base import Block, LanguageModel, ModelOutput
 from outrider.parts import Parts
+from outrider.registry import REGISTRY
 from outrider.registry import preset as build_preset
 from outrider.run.engine import Engine
 from outrider.run.request import Request
@@ -118,7 +120,7 @@ class RecordedModel(LanguageModel):
         *,
         first_row: int = 0,
         capture: tuple[int, ...] = (),
-        logits: Literal["all", "none"] = "all",
+        logits: Literal["all", "none"] | int = "all",
     ) -> ModelOutput:
         """See ``LanguageModel``. Nothing can be captured."""
         (b, n), vocab = block.shape, self.vocab_size
@@ -126,7 +128,8 @@ class RecordedModel(LanguageModel):
         if logits == "none":
             return ModelOutput(self._silence[:, :0].expand(b, 0, vocab))
         answers = [self._row(block, row, store.lengths[first_row + row]) for row in range(b)]
-        return ModelOutput(answers[0] if b == 1 else torch.cat(answers))
+        found = answers[0] if b == 1 else torch.cat(answers)
+        return ModelOutput(found if logits == "all" else found[:, -logits:])
 
     def _row(self, block: Block, row: int, past: int) -> Tensor:
         """f[1,N,V]: the recorded answers behind the nodes of one row."""
@@ -178,14 +181,12 @@ def _check_part(part: Drafter) -> None:
 
 def _check_gifts(preset: str) -> None:
     """Refuse presets that need a second model, which a trace is not."""
-    import re
-
-    from outrider.registry import REGISTRY
-
     for name in re.split(r"[|+]", re.sub(r"\(.*?\)", "", preset)):
         for need in REGISTRY.get(name.strip()).needs:
             what = need.replace("_", " ")
-            raise _refused(name.strip(), f"a {what}, which a trace does not hold", hint=f"Give --{need.replace('_', '-')}.")
+            raise _refused(
+                name.strip(), f"a {what}, which a trace does not hold", hint=f"Give --{need.replace('_', '-')}."
+            )
 
 
 def _refused(name: str, needs: str, why: str = "", hint: str = "") -> IncompatibleParts:

@@ -128,7 +128,9 @@ def _facts(steps: Sequence[Step], nodes: Sequence[Node]) -> list[str]:
     if wrong:
         facts.append(f"In {_share(wrong, len(drafted), 'draft')} no first token was right.")
     if whole:
-        facts.append(f"{_share(whole, len(drafted), 'draft')} stood to the last level: a deeper one could have gone on.")
+        facts.append(
+            f"{_share(whole, len(drafted), 'draft')} stood to the last level: a deeper one could have gone on."
+        )
     below = sum(node.fate is Fate.BELOW for node in nodes)
     if below:
         facts.append(f"{_share(below, len(nodes), 'node')} stood below a token that was wrong already.")

@@ -152,4 +152,6 @@ def load_cost(path: str | Path) -> StepCost:
     try:
         return StepCost.from_dict(data)
     except ConfigError as error:
-        raise ConfigError(f"{name} holds no step cost", why=str(error), hint="Measure one with outrider tune.") from None
+        raise ConfigError(
+            f"{name} holds no step cost", why=str(error), hint="Measure one with outrider tune."
+        ) from None

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from outrider.parts import Parts
     from outrider.run.engine import Engine
 
-KEY, VERSION = "outrider-trace", 1
+KEY = "outrider-trace"
+VERSION: Literal[1] = 1
 MOST_BYTES = 2 << 30
 _LEFT_OUT = ("n", "seed", "stop", "logprobs", "logits_processors")
 """Parameters that a replay does not need (the text is known) or that no file can hold."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from outrider.explain.listen import Recorder
@@ -40,13 +40,13 @@ class Explainer:
         self.recorder = Recorder(engine, self.texts)
 
     @classmethod
-    def of(cls, llm: LLM, preset: str = "") -> Explainer:
-        """For a model that is loaded; ``preset`` is what to call its parts."""
+    def of(cls, llm: LLM, preset: str = "", model: str = "") -> Explainer:
+        """For a model that is loaded; ``preset`` and ``model`` are what to call them."""
         from outrider.provenance import provenance
 
         draft = None if llm.draft is None else llm.draft.model
         facts = provenance(target=llm.language_model, draft=draft).as_dict()
-        return cls(llm.engine, Labels(llm.language_model.name, preset or llm.parts.name, facts))
+        return cls(llm.engine, Labels(model or llm.language_model.name, preset or llm.parts.name, facts))
 
     def begin(self) -> None:
         """Forget the request before."""
