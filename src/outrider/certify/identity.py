@@ -195,11 +195,12 @@ class _Case:
         open_ = replace(self.params, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0)
         logs = self._laws(logits, open_).log()
         gaps = logs[:, wanted] - logs[:, found]
-        variation, floor, limit = float(gaps.max() - gaps.min()), self._floor(logits), self._limit(logits)
-        measured = replace(blank, gap=float(gaps[0]), tolerance=floor, variation=variation)
+        variation, limit = float(gaps.max() - gaps.min()), self._limit(logits)
+        least = floor(self.judge.model.dtype, logits[0])
+        measured = replace(blank, gap=float(gaps[0]), tolerance=least, variation=variation)
         if not variation <= limit:
             return replace(measured, reason=_unsteady(variation, limit))
-        tolerance = max(floor, 2 * variation)
+        tolerance = max(least, 2 * variation)
         behind = logs[0].max() - logs[0, [found, wanted]]
         tie = abs(float(gaps[0])) <= tolerance and bool((behind <= tolerance).all())
         return replace(measured, tolerance=tolerance, kind="tie" if tie else "wrong")
@@ -207,7 +208,7 @@ class _Case:
     def sampled(self, blank: Difference, found: int, wanted: int) -> Difference:
         """Fills ``blank`` with how far the draw lies from what chooses ``found``, and how far rounding moves that."""
         logits = self.judge.scores(self.prefix, self.prompt_length)
-        floor, limit = FLOOR.get(self.judge.model.dtype, FLOOR[torch.float32]), self._limit(logits)
+        least, limit = FLOOR.get(self.judge.model.dtype, FLOOR[torch.float32]), self._limit(logits)
         steps = torch.log_softmax(logits[1:], -1) - torch.log_softmax(logits[:1], -1)
         # Laws as rounding might have made them: measured, and the same steps turned round and doubled, which finds
         # tokens at the edge of a truncation as well.
@@ -217,11 +218,11 @@ class _Case:
         draw = float(Draws.of(seed, sample, root).text(torch.zeros(1, 1, dtype=torch.int64)))
         away = [_from_interval(laws, token, draw) for token in (found, wanted)]
         gap, moved = away[0]
-        measured = replace(blank, gap=gap, tolerance=max(floor, moved), variation=moved, unit="probability")
+        measured = replace(blank, gap=gap, tolerance=max(least, moved), variation=moved, unit="probability")
         largest = float(steps[:, [found, wanted]].abs().max())
         if not largest <= limit:
-            return replace(measured, tolerance=floor, reason=_unsteady(largest, limit))
-        tie = all(distance <= max(floor, room) for distance, room in away)
+            return replace(measured, tolerance=least, reason=_unsteady(largest, limit))
+        tie = all(distance <= max(least, room) for distance, room in away)
         return replace(measured, kind="tie" if tie else "wrong")
 
     def _laws(self, logits: Tensor, params: SamplingParams) -> Tensor:
@@ -232,15 +233,16 @@ class _Case:
         row.advance(new)
         return warp(logits[:, None], [row.fork() for _ in logits]).probs[:, 0]
 
-    def _floor(self, logits: Tensor) -> float:
-        dtype = self.judge.model.dtype
-        return max(FLOOR.get(dtype, 0.0), 2 * torch.finfo(dtype).eps * float(logits[0].abs().max()))
-
     def _limit(self, logits: Tensor) -> float:
         """What can be rounding at all; some families round to float32 inside whatever their dtype."""
         eps = max(torch.finfo(self.judge.model.dtype).eps, torch.finfo(torch.float32).eps)
         fine = eps == torch.finfo(torch.float32).eps
         return max(FLOOR[torch.float32], ROUNDING[fine] * eps * float(logits[0].abs().max()))
+
+
+def floor(dtype: torch.dtype, logits: Tensor) -> float:
+    """Logits nearer than this are equal as far as ``dtype`` can tell, beside others as large as ``logits``."""
+    return max(FLOOR.get(dtype, 0.0), 2 * torch.finfo(dtype).eps * float(logits.abs().max()))
 
 
 def _from_interval(laws: Tensor, token: int, draw: float) -> tuple[float, float]:

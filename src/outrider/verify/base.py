@@ -31,6 +31,8 @@ class Verifier(ABC):
     branching: bool
     """Whether it accepts trees that branch."""
     needs: Needs = Needs()
+    bound: str = ""
+    """For ``RELAXED``: how far the law may stray, in words, as the rule's source states it."""
 
     @abstractmethod
     def verify(self, tree: DraftTree, target: TargetView, draws: Draws) -> Verdict:

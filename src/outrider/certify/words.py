@@ -1,0 +1,100 @@
+"""What a certificate says in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outrider.certify.result import (
+    Check,
+    Control,
+    Divergence,
+    Findings,
+    IdentityCheck,
+    NotRun,
+    SamplingCheck,
+    Verdict,
+)
+from outrider.types import Guarantee
+
+TITLES: dict[Verdict, str] = {
+    "passed": "Passed",
+    "wrong": "Wrong",
+    "inconclusive": "Inconclusive",
+    "relaxed": "Relaxed, as declared",
+    "incomplete": "Incomplete",
+}
+
+
+def summary(verdict: Verdict, presets: Sequence[Findings]) -> str:
+    """The certificate in one sentence."""
+    names = {kind: [each.name for each in presets if each.verdict == kind] for kind in TITLES}
+    if verdict == "incomplete":
+        return "The run was ended before all checks were made; what is below was found until then."
+    if len(presets) == 1:
+        return presets[0].summary
+    told = {
+        "wrong": "changed what the model says",
+        "inconclusive": "could not be told: a check missed a fault that was made on purpose",
+        "passed": "changed nothing that could be found",
+        "relaxed": "changes the law, as it declares",
+    }
+    parts = [f"{_joined(names[kind])} {words}" for kind, words in told.items() if names[kind]]  # type: ignore[index]
+    return "; ".join(parts) + "."
+
+
+def findings_summary(
+    verdict: Verdict, guarantee: Guarantee, checks: Sequence[Check], controls: Sequence[Control]
+) -> str:
+    """One method in one sentence."""
+    texts = [check for check in checks if isinstance(check, IdentityCheck)]
+    whole, ties = sum(check.texts for check in texts), sum(check.ties for check in texts)
+    if verdict == "incomplete":
+        return "Not all checks were made."
+    if verdict == "relaxed":
+        return _relaxed([check for check in checks if isinstance(check, Divergence)])
+    if verdict == "wrong":
+        names = [check.name for check in checks if check.status == "wrong"]
+        return f"It changes what the model says: {_joined(names)} {'does' if len(names) == 1 else 'do'} not hold."
+    if verdict == "inconclusive":
+        missed = [f"{control.name} ({control.of})" for control in controls if not control.caught]
+        if not missed:
+            return "No check was made that could have found anything."
+        return f"Nothing wrong was found, but the checks would have missed a fault: {_joined(missed)} went unnoticed."
+    said = f"{whole} of {whole} texts are those of plain decoding"
+    if ties:
+        said += f", {ties} of them up to a tie that rounding decides"
+    sampled = [check for check in checks if isinstance(check, SamplingCheck)]
+    if sampled:
+        least = min(test.detectable for test in sampled[0].tests)
+        said += f"; samples have its law, as far as a distance of {least:.2g} can be seen"
+    elif guarantee is not Guarantee.IDENTICAL:
+        said += "; nothing was tested above temperature 0"
+    return said + "."
+
+
+def _relaxed(found: Sequence[Divergence]) -> str:
+    if not found:
+        return "It changes the law, as it declares."
+    each = found[0]
+    said = (
+        f"It changes the law, as it declares: {100 * each.agreement:.1f} % of greedy tokens are the model's own choice"
+    )
+    if each.first_tokens is not None:
+        said += f", first tokens are {each.first_tokens.estimate:.2f} away in total variation"
+    return said + "."
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def verdict_of(relaxed: bool, complete: bool, checks: Sequence[Check], controls: Sequence[Control]) -> Verdict:
+    """Wrong outweighs everything; without controls that were all caught, and checks that ran, nothing has passed."""
+    if any(check.status == "wrong" for check in checks):
+        return "wrong"
+    if not complete:
+        return "incomplete"
+    if relaxed:
+        return "relaxed"
+    ran = [check for check in checks if not isinstance(check, NotRun)]
+    return "passed" if ran and controls and all(control.caught for control in controls) else "inconclusive"
