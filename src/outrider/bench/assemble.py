@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from outrider.bench import metrics
 from outrider.bench.choose import needs
 from outrider.bench.journal import Entry
-from outrider.bench.result import BASELINE, BenchResult, LeftOut, PresetResult, Record, SuiteFacts
+from outrider.bench.result import BASELINE, BenchResult, LeftOut, PeerResult, PresetResult, Record, SuiteFacts
 from outrider.bench.runners import PresetRunner, has_template
 
 if TYPE_CHECKING:
     from outrider.bench.harness import Harness
+    from outrider.bench.peers import PeerRunner
     from outrider.bench.suite import Suite
     from outrider.provenance import Provenance
 
@@ -56,7 +57,8 @@ def assemble(harness: Harness, measured: Measured, facts: Provenance) -> BenchRe
         suite=_suite_facts(harness.suite, harness.limit),
         settings=harness.settings,
         presets=[_preset_result(harness, runner, measured) for runner in harness.presets],
-        left_out=list(harness.chosen.left_out),
+        peers=[_peer_result(runner, measured) for runner in harness.peers],
+        left_out=harness.left_out,
         failures=measured.failures,
         notes=notes,
     )
@@ -76,6 +78,25 @@ def _preset_result(harness: Harness, runner: PresetRunner, measured: Measured) -
         parts=runner.llm.parts.name,
         guarantee=str(runner.guarantee),
         uses_draft_model="draft_model" in needs(runner.spec),
+    )
+
+
+def _peer_result(runner: PeerRunner, measured: Measured) -> PeerResult:
+    peer, records = runner.peer, measured.records[runner.name]
+    base = measured.records[peer.baseline]
+    return PeerResult(
+        **metrics.totals(records, base, peer.baseline),
+        name=runner.name,
+        baseline=peer.baseline,
+        groups=metrics.grouped(records, base, peer.baseline, lambda record: record.group),
+        categories=metrics.grouped(records, base, peer.baseline, lambda record: record.category),
+        peak_memory_bytes=measured.peaks.get(runner.name),
+        records=records,
+        library=peer.library,
+        version=peer.version,
+        method=peer.method,
+        over_plain=metrics.speedup(records, measured.records[BASELINE], BASELINE),
+        notes=peer.notes,
     )
 
 

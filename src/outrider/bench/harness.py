@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,19 +25,20 @@ from outrider.bench.choose import ALL, choose, split
 from outrider.bench.journal import Entry, Journal
 from outrider.bench.observe import Memory
 from outrider.bench.paired import LEVEL, RESAMPLES
-from outrider.bench.result import BASELINE, BenchResult, FirstDifference, LeftOut, Record, Settings
+from outrider.bench.records import compared, jsonable, make_record, promised
+from outrider.bench.result import BASELINE, BenchResult, LeftOut, Settings
 from outrider.bench.runners import WARM_UP, Answer, Conversation, PresetRunner, Runner
 from outrider.bench.suite import Suite, SuitePrompt
 from outrider.errors import ConfigError, RequestError, check_number
 from outrider.params import SamplingParams
 from outrider.provenance import Provenance, provenance
-from outrider.types import Guarantee
 
 if TYPE_CHECKING:
-    from outrider.certify.identity import Difference
+    from outrider.bench.peers import PeerRunner
     from outrider.run.llm import LLM
 
 ORDER = "rotated by one from turn to turn, and reversed every other round"
+_FOR_PEERS = {"max_tokens", "temperature", "seed", "ignore_eos"}
 _SEED = 0
 """Where something is drawn and no seed was given: two results of one command should be of the same texts."""
 
@@ -93,7 +93,7 @@ class Harness:
     """What ``bench`` does, in pieces: build (which refuses what cannot be run), ``run``, ``result``.
 
     ``run`` may be interrupted at any moment; ``result`` is then that of the prompts which are complete. ``peers`` are
-    runners of other programs (``bench.peers``).
+    other programs (``bench.peers``), ready to run. ``left_out`` may be added to.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Harness:
         options: Options | None = None,
         *,
         limit: int | None = None,
-        peers: Sequence[Runner] = (),
+        peers: Sequence[PeerRunner] = (),
     ) -> None:
         self.llm, self.options, self.limit = llm, options or Options(), limit
         self.suite = prompts if isinstance(prompts, Suite) else as_suite(prompts)
@@ -122,7 +122,11 @@ class Harness:
         if BASELINE not in built:
             build(BASELINE)
         self.presets = [built[spec] for spec in self.chosen.presets]
+        self._baseline = built[BASELINE].llm
         self.peers = list(peers)
+        self.left_out = list(self.chosen.left_out)
+        if self.peers:
+            check_params_for_peers(self.params)
         self._measured = Measured({runner.name: [] for runner in self.runners})
         self._memory = Memory(llm.language_model.device)
 
@@ -143,7 +147,7 @@ class Harness:
             presets=[runner.name for runner in self.presets],
             peers=[runner.name for runner in self.peers],
             max_tokens=self.params.max_tokens,
-            params={name: _jsonable(value) for name, value in given.items() if value != getattr(defaults, name)},
+            params={name: jsonable(value) for name, value in given.items() if value != getattr(defaults, name)},
             temperature=self.params.temperature,
             seed=self.params.seed,
             threads=torch.get_num_threads(),
@@ -170,6 +174,8 @@ class Harness:
         }
         for role, model in facts.models.items():
             settings |= {f"{role} {name}": getattr(model, name) for name in ("sha256", "dtype", "device")}
+        for peer in (runner.peer for runner in self.peers):
+            settings[peer.name] = f"{peer.library} {peer.version}"
         about = {"commit": facts.commit, "made_at": facts.made_at}
         return Journal.open(path, settings, about, restart)
 
@@ -249,8 +255,12 @@ class Harness:
                 if runner.name not in answers:
                     continue
                 place, answer = answers[runner.name]
-                record = _record(prompt, (turn, run, place), ids, answer)
-                entry.records[runner.name].append(self._compare(record, runner, ids, plain))
+                record = make_record(prompt, (turn, run, place), ids, answer)
+                if promised(runner.guarantee, self.params):
+                    record = compared(record, ids, plain, self._baseline, self.params, runner.guarantee)
+                else:
+                    record = record.model_copy(update={"compared": False})
+                entry.records[runner.name].append(record)
             conversation.feed(plain.text)
         return entry
 
@@ -273,41 +283,6 @@ class Harness:
             if peak is not None:
                 entry.peaks[runner.name] = max(peak, entry.peaks.get(runner.name) or 0)
         return answers
-
-    def _compare(self, record: Record, runner: Runner, prompt: list[int], plain: Answer) -> Record:
-        """With the identity of ``record`` and the plain answer looked at, where it is promised."""
-        promised = runner.guarantee is Guarantee.IDENTICAL or (
-            self.params.greedy and runner.guarantee is Guarantee.EXACT
-        )
-        if not promised:
-            return record.model_copy(update={"compared": False})
-        if record.token_ids == plain.token_ids:
-            return record
-        from outrider.certify import identity
-
-        baseline = self.presets[0]
-        assert isinstance(baseline, PresetRunner)
-        found = identity.classify(
-            baseline.llm, prompt, record.token_ids, plain.token_ids, self.params, runner.guarantee
-        )
-        return record.model_copy(update={"difference": None if found is None else self._difference(found)})
-
-    def _difference(self, found: Difference) -> FirstDifference:
-        def text(token: int | None) -> str:
-            return "" if token is None or self.llm.tokenizer is None else str(self.llm.tokenizer.decode([token]))
-
-        return FirstDifference(
-            position=found.position,
-            found=found.found,
-            wanted=found.wanted,
-            gap=_finite(found.gap),
-            tolerance=_finite(found.tolerance),
-            kind=found.kind,
-            variation=_finite(found.variation),
-            reason=found.reason,
-            found_text=text(found.found),
-            wanted_text=text(found.wanted),
-        )
 
     def result(self, facts: Provenance | None = None) -> BenchResult:
         """Of what has been measured so far. Raises ``ConfigError`` if that is nothing."""
@@ -360,31 +335,14 @@ def seeded(params: SamplingParams) -> SamplingParams:
     return params if params.greedy or params.seed is not None else replace(params, seed=_SEED)
 
 
-def _record(prompt: SuitePrompt, where: tuple[int, int, int], ids: list[int], answer: Answer) -> Record:
-    turn, run, place = where
-    measured = {f.name: getattr(answer, f.name) for f in fields(answer) if f.name != "text"}
-    return Record(
-        prompt=prompt.id,
-        category=prompt.category,
-        group=prompt.group,
-        turn=turn,
-        run=run,
-        place=place,
-        prompt_tokens=len(ids),
-        **measured,
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _jsonable(value: Any) -> Any:
-    """As JSON will bring it back; objects and infinite numbers by their names."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if isinstance(value, dict):
-        return {str(key): _jsonable(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(each) for each in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+def check_params_for_peers(params: SamplingParams) -> None:
+    """Raise ``ConfigError`` for sampling that other programs do not do the same way."""
+    default = SamplingParams()
+    asked = [
+        f.name
+        for f in fields(params)
+        if f.name not in _FOR_PEERS and getattr(params, f.name) != getattr(default, f.name)
+    ]
+    if asked or not params.greedy:
+        what = ", ".join(asked) or f"temperature={params.temperature:g}"
+        raise ConfigError(f"peers with {what}", why="they are measured at temperature 0", hint="Leave one of them out.")

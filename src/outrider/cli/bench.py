@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from outrider.cli import _options as options
 from outrider.cli._bench import Files
-from outrider.cli._common import Screens, sampling
-from outrider.cli._open import Source, load_plugins, open_model
-from outrider.errors import ConfigError, check_number
-
-if TYPE_CHECKING:
-    from outrider.bench.harness import Harness, Options
-    from outrider.bench.journal import Journal
-    from outrider.bench.suite import Suite
-    from outrider.params import SamplingParams
+from outrider.cli._bench_run import Task, find_exports, measure
+from outrider.cli._common import Screens
+from outrider.cli._open import Source, load_plugins
+from outrider.errors import ConfigError
 
 INTERRUPTED = 130
 _WHAT = "What is measured"
+_PEERS = "Peers"
 _SHOWN = "Output"
-_LENGTHS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
 
 
 def bench(
@@ -68,6 +61,26 @@ def bench(
     diff: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--diff", metavar="A.json B.json", help="Compare two results instead.", rich_help_panel=_WHAT),
+    ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers",
+            help="Other programs as well, where installed: transformers generate, llama-cpp-python, openvino-genai.",
+            rich_help_panel=_PEERS,
+        ),
+    ] = False,
+    gguf: Annotated[
+        Path | None,
+        typer.Option("--gguf", metavar="FILE", help="The same model for llama-cpp-python.", rich_help_panel=_PEERS),
+    ] = None,
+    openvino: Annotated[
+        Path | None,
+        typer.Option("--openvino", metavar="FOLDER", help="Its export for openvino-genai.", rich_help_panel=_PEERS),
+    ] = None,
+    openvino_draft: Annotated[
+        Path | None,
+        typer.Option("--openvino-draft", metavar="FOLDER", help="The draft model's export.", rich_help_panel=_PEERS),
     ] = None,
     model: options.Model = "smollm2-135m",
     draft_model: options.DraftModel = None,
@@ -120,90 +133,11 @@ def bench(
     load_plugins(plugin)
     source = Source(model, draft_model, "plain", catalog, device, dtype, max_context, threads)
     given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    exports = {"gguf": gguf, "openvino": openvino, "openvino_draft": openvino_draft}
     task = Task.read(presets, (suite, data, limit), (given, param), (repeats, fresh), draft_model is not None)
-    if _measure(task, source, files, screens, restart):
+    task = task.beside(find_exports(exports, wanted=peers))
+    if measure(task, source, files, screens, restart):
         raise typer.Exit(INTERRUPTED)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be measured; everything that can be refused without a model has been."""
-
-    presets: list[str]
-    suite: Suite
-    limit: int | None
-    params: SamplingParams
-    options: Options
-
-    @classmethod
-    def read(
-        cls,
-        presets: str,
-        prompts: tuple[str, Path | None, int | None],
-        params: tuple[dict[str, Any], Sequence[str] | None],
-        passes: tuple[int, bool],
-        draft_model: bool,
-    ) -> Task:
-        """From the options: presets; suite, data and limit; sampling options and ``--param``; repeats and fresh."""
-        name, data, limit = prompts
-        given, pairs = params
-        for option, value in (("--limit", limit), ("--max-tokens", given["max_tokens"]), ("--repeats", passes[0])):
-            check_number(option, 1 if value is None else value, 1)
-        wanted = sampling(given, pairs)
-        from outrider.bench.choose import choose, split
-        from outrider.bench.harness import Options
-        from outrider.bench.suite import load_suite
-
-        specs = split(presets)
-        choose(specs, draft_model=draft_model)
-        suite = load_suite(name, data=data, limit=limit)
-        named = {pair.partition("=")[0].strip().replace("-", "_") for pair in pairs or ()}
-        if given["max_tokens"] is None and not named & set(_LENGTHS):
-            wanted = replace(wanted, max_tokens=suite.max_tokens)
-        return cls(specs, suite, limit, wanted, Options(*passes))
-
-
-def _measure(task: Task, source: Source, files: Files, screens: Screens, restart: bool) -> bool:
-    """Run, show and write; whether it was interrupted."""
-    from outrider.bench.harness import Harness
-    from outrider.cli._bench import progress, show
-
-    opened = open_model(source, screens)
-    harness = Harness(opened.llm, task.suite, task.presets, task.params, task.options, limit=task.limit)
-    with screens.err.status("reading the weights once more, for their hash"):
-        facts = harness.facts()
-    screens.note(facts.line())
-    journal = None
-    if files.partial is not None:
-        journal = harness.journal(files.partial, facts, restart)
-        if journal.entries:
-            screens.note(f"{files.partial} holds {len(journal.entries)} prompts: going on from there", "yellow")
-    interrupted = False
-    try:
-        with progress(screens) as tell:
-            harness.run(journal, tell)
-    except KeyboardInterrupt:
-        interrupted = True
-    if interrupted and not harness.prompts_done:
-        screens.note("interrupted before the first prompt was complete", "yellow")
-        return True
-    result = harness.result(facts)
-    show(screens.err if files.to_stdout or interrupted else screens.out, screens, result)
-    if interrupted:
-        _say_what_is_kept(harness, journal, screens)
-        return True
-    files.write(result)
-    if journal is not None:
-        journal.remove()
-    return False
-
-
-def _say_what_is_kept(harness: Harness, journal: Journal | None, screens: Screens) -> None:
-    done = f"interrupted after {harness.prompts_done} of {harness.prompts_total} prompts"
-    if journal is None:
-        screens.note(f"{done}; give --json FILE to be able to go on after an interruption", "yellow")
-    else:
-        screens.note(f"{done}, which are kept in {journal.path}: the same command goes on from there", "yellow")
 
 
 def _diff(pair: tuple[Path, Path], files: Files, screens: Screens) -> int:
