@@ -107,9 +107,14 @@ class Parts:
                 f"'{self.name}' and '{other.name}' decode different laws", hint="Choose one of them."
             )
         drafter = mix([self.drafter, other.drafter])
+        policy: Policy = Wider([self.policy.core(), other.policy.core()], total=sign == "+")
+        for side in (self.policy, other.policy):
+            if side.core() is not side:  # one that adapts adapts the whole
+                policy = side.over(policy)
+                break
         return Parts(
             verifier=_common_verifier(self.verifier, other.verifier, drafter),
-            policy=Wider([self.policy, other.policy], total=sign == "+"),
+            policy=policy,
             drafter=drafter,
             law=self.law,
             name=f"{self.name}{sign}{other.name}",

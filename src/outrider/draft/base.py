@@ -35,6 +35,8 @@ class DraftContext:
     """How many finished rows' stores are worth keeping for requests that begin alike."""
     prefill_tokens: int = 2048
     """Cap on rows times tokens of one forward that reads prompts."""
+    sources: tuple[tuple[str, ...], ...] = ()
+    """``Drafter.sources`` of the engine's drafter: whose nodes a policy will meet."""
 
 
 class Drafter(ABC):
@@ -52,6 +54,11 @@ class Drafter(ABC):
     branching: bool = False
     bound: bool = False
     """Whether an engine has it; state belongs to one engine."""
+
+    @property
+    def sources(self) -> tuple[tuple[str, ...], ...]:
+        """Origins of the nodes of each part that has a budget of its own; a drafter that is no combination is one."""
+        return ((self.name,),)
 
     def bind(self, context: DraftContext) -> None:
         """Called once, before the first request. Raise ``IncompatibleParts`` for a target this cannot serve."""

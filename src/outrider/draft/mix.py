@@ -51,6 +51,10 @@ class Mixture(Drafter):
             self.kinds = self.kinds | drafter.kinds
         self.branching = any(drafter.branching for drafter in self.drafters)
 
+    @property
+    def sources(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(leaf.name for leaf in leaves(drafter)) for drafter in self.drafters)
+
     def bind(self, context: DraftContext) -> None:
         for drafter in self.drafters:
             drafter.bind(context)

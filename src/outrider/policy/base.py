@@ -53,3 +53,12 @@ class Policy(ABC):
 
     def observe(self, outcome: Outcome) -> None:
         """What became of a tree."""
+
+    def core(self) -> Policy:
+        """The policy within whose bounds this one keeps: itself, unless it adapts another to what happens."""
+        return self
+
+    def over(self, core: Policy) -> Policy:
+        """A policy that does with ``core`` what this one does with its own; ``core`` itself where it does nothing.
+        Parts that are combined are adapted together."""
+        return core

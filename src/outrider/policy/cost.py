@@ -190,9 +190,9 @@ class DraftCost:
 
 
 @dataclass(frozen=True)
-class StepCost:
+class StepCost(Cost):
     """All that a step is made of: the target's ``forward``, the ``drafts`` by the drafter's name, and the ``host`` time
-    of a step that neither takes (checking, committing, text)."""
+    of a step that neither takes (checking, committing, text). As a ``Cost``, a step without its draft."""
 
     forward: Cost
     drafts: Mapping[str, DraftCost] = field(default_factory=dict)
@@ -200,6 +200,9 @@ class StepCost:
 
     def __post_init__(self) -> None:
         check_number("host", self.host, 0)
+
+    def seconds(self, rows: int, nodes: float, context: float) -> float:
+        return self.forward.seconds(rows, nodes, context) + self.host
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a profile. Raises ``ConfigError`` for a forward model that is none of this module's."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from outrider.errors import check_number
 from outrider.policy.base import Policy
-from outrider.types import Budget, Outcome
+from outrider.types import Budget, DraftTree, Outcome
 
 if TYPE_CHECKING:
     from outrider.draft.base import DraftContext
@@ -52,6 +52,11 @@ class Wider(Policy):
     def bind(self, context: DraftContext) -> None:
         for policy in self.policies:
             policy.bind(context)
+
+    def review(self, rows: Sequence[Row], tree: DraftTree) -> list[int] | None:
+        found = [policy.review(rows, tree) for policy in self.policies]
+        kept = [counts for counts in found if counts is not None]
+        return [min(counts) for counts in zip(*kept, strict=True)] if kept else None
 
     def observe(self, outcome: Outcome) -> None:
         for policy in self.policies:

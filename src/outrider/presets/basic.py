@@ -7,7 +7,7 @@ from outrider.draft.lookup import PromptLookup
 from outrider.draft.recycling import TokenRecycling
 from outrider.parts import Parts
 from outrider.policy.fixed import Fixed
-from outrider.policy.machine import Affordable
+from outrider.policy.goodput import Goodput
 from outrider.registry import preset, register
 from outrider.verify.match import Match
 
@@ -20,13 +20,14 @@ def plain() -> Parts:
 
 @register("auto")
 def auto() -> Parts:
-    """The best combination known for a model without trained drafters: sam, else token-recycling where trees are cheap.
+    """The best combination known for a model without trained drafters: sam, else token-recycling, as far as they pay.
 
-    sam speaks up from matches of two tokens on. token-recycling's tree has as many nodes as the machine scores for
-    little (``policy/machine.py``): none at all on a CPU without half-precision products, where no tree repays its cost.
+    sam speaks up from matches of two tokens on; elsewhere token-recycling's tree takes over. Both draft as much as pays
+    on this machine and for this text, down to nothing, so that it is never slower than plain (the policy of
+    ``smartspec``).
     """
-    tree = preset("token-recycling")
-    return preset("sam", min_match=2) | tree.with_(policy=Affordable(tree.policy))
+    parts = preset("sam", min_match=2) | preset("token-recycling")
+    return parts.with_(policy=Goodput(parts.policy))
 
 
 @register("pld", paper="https://github.com/apoorvumang/prompt-lookup-decoding", aliases=("ngram", "prompt-lookup"))

@@ -88,6 +88,7 @@ class Engine:
                 draft_model=draft_model,
                 prefix_entries=self.limits.prefix_entries,
                 prefill_tokens=self.limits.prefill_tokens,
+                sources=parts.drafter.sources,
             )
             parts.drafter.bind(context)
             parts.policy.bind(context)

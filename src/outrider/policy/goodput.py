@@ -1,0 +1,377 @@
+"""Draft as much as pays, and nothing where nothing does: the length that maximises goodput.
+
+Goodput is the expected number of emitted tokens of the whole batch per second (SmartSpec: Liu et al., arXiv 2406.14066,
+section 4). For drafts cut to k nodes:
+
+    goodput(k) = sum over rows of (1 + accepted nodes expected of the first k) / seconds of a step with k nodes
+
+with k = 0, the plain step, among the candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from outrider.errors import check_number
+from outrider.policy.acceptance import Book, Followed, Key, ladder
+from outrider.policy.base import Policy
+from outrider.policy.cost import StepCost
+from outrider.policy.explore import Purse, Tries
+from outrider.policy.learnt import GPU, LearntCost, LearntDraft, assumed
+from outrider.policy.sources import Asked, Source, Step, best_length, cut, first_origins, levels, most_nodes, sizes
+from outrider.types import Budget, DraftTree, Outcome
+
+if TYPE_CHECKING:
+    from outrider.draft.base import DraftContext
+    from outrider.run.row import Row
+
+FREE = 0.01
+"""A drafter that takes less of a plain step than this is always asked, and its proposals are judged one by one."""
+GRACE = 2.0
+"""Plain steps that trying may cost before there has been time to earn them."""
+WORTH_TRYING = 0.25
+"""Tokens a dropped draft must promise for its forward to be measured again."""
+LOOK = 8
+"""Tokens after which a draft that is right so far is counted, though its end has not been reached."""
+
+
+class Goodput(Policy):
+    """The plan of ``inner``, cut to the length that maximises goodput, and to nothing where plain decoding is faster.
+
+    ``cost`` is what a profile measured; without it, costs start from what such a device usually takes. Either way they
+    follow the steps that are seen (``Outcome.seconds``; medians, so that one slow step changes nothing). Acceptance is
+    learnt from the outcomes, engine-wide and per request (``acceptance.Book``), from an optimistic start.
+
+    Two decisions are made per step. ``plan`` chooses, per drafter of a combination, how much to ask for: everything of
+    drafters that cost nothing, what pays of the others. ``review`` sees which drafter proposed how much for whom, and
+    cuts all drafts at the common length that pays now. Costs are those of the dense batch: a forward computes as many
+    nodes for every row as for the longest, so one common length is the optimum, and rows are skipped only where a
+    drafter would first have to read more of their text than it will repay.
+
+    Drafting ends when it comes to less than ``leave`` times plain decoding, and is taken up again above ``back`` times.
+    Drafts of look-up that were dropped are held against the text that followed (``Followed``), so that their return is
+    noticed for nothing; other drafters are tried again at growing gaps, and what tries lose stays within ``explore`` of
+    all time.
+
+    **Why the law does not change.** Length and skipped rows are chosen before anything is drafted, from outcomes and
+    seconds of *earlier* rounds alone. Given that past, an exact rule is exact for every length; the draws of the round
+    are keyed by its root and independent of the past; so each round extends the text by the target's law whatever the
+    length was, and by induction so does the whole. Times may depend on tokens, but only on earlier ones. ``review``
+    does see tokens; it is asked only where that is harmless (``Parts.prunable``): the rule never reads how nodes were
+    drawn, or nothing was drawn, and then the proposals themselves are functions of the past. Since decisions depend on
+    time, runs repeat their text (with ``Match``) or its law, not their speed.
+    """
+
+    def __init__(
+        self,
+        inner: Policy,
+        cost: StepCost | None = None,
+        *,
+        leave: float = 1.02,
+        back: float = 1.08,
+        explore: float = 0.01,
+    ) -> None:
+        check_number("leave", leave, 0)
+        check_number("back", back, leave)
+        check_number("explore", explore, 0, 1)
+        self.inner, self.known, self.leave, self.back = inner, cost, leave, back
+        self.purse = Purse(explore)
+        self.book = Book()
+        self.cost = LearntCost(GPU if cost is None else cost)
+        self.steps = 0
+        self._sources: list[Source] = []
+        self._names: tuple[tuple[str, ...], ...] = ()
+        self._reviews = False  # whether the engine asks ``review``
+        self._following: dict[int, Followed] = {}
+        self._off: set[Key] = set()  # kinds of proposals that were dropped the last time
+        self._retry, self._plain = Tries(), Tries(first=4, at=3)
+        self._step = Step()
+        self._gain = 1.0  # goodput of the latest draft over that of plain decoding
+        self._newest = -1
+
+    def core(self) -> Policy:
+        return self.inner
+
+    def over(self, core: Policy) -> Policy:
+        return Goodput(core, self.known, leave=self.leave, back=self.back, explore=self.purse.share)
+
+    def bind(self, context: DraftContext) -> None:
+        self.inner.bind(context)
+        self._names = context.sources
+        if self.known is None:
+            self.cost = LearntCost(assumed(context))
+
+    # -- before drafting ----------------------------------------------------------------------------------
+
+    def plan(self, rows: Sequence[Row]) -> Budget:
+        full = self.inner.plan(rows)
+        self._close()
+        if full.empty or not rows:
+            return full
+        self.steps += 1
+        shares = self._shares(full)
+        self._welcome(rows)
+        step = self._step = Step(len(rows), sum(len(row.tokens) for row in rows) / len(rows))
+        step.plain = self.cost.curve(step.rows, step.context, (0,))[0]
+        if self._plain_due(step):
+            step.kind = "plain"
+            return replace(full, depth=0, nodes=0)
+        lengths = [self._length(source, share, rows) for source, share in zip(self._sources, shares, strict=True)]
+        if not any(lengths):
+            return replace(full, depth=0, nodes=0)
+        skip = full.skip | (self._skipped(rows, shares[0], lengths[0]) if len(shares) == 1 else frozenset())
+        self._ask(rows, skip, shares, lengths)
+        step.merged = full.nodes > max(share.nodes for share in shares)
+        parts = tuple(cut(share, length) for share, length in zip(shares, lengths, strict=True))
+        if len(parts) == 1:
+            return replace(parts[0], skip=skip)
+        depth, nodes = max(part.depth for part in parts), sum(part.nodes for part in parts)
+        return replace(full, depth=depth, nodes=min(full.nodes, nodes), shares=parts)
+
+    def _shares(self, full: Budget) -> tuple[Budget, ...]:
+        """What is decided on separately: each drafter of a combination, where their names are known."""
+        parts = len(full.shares)
+        shares = full.shares if parts > 1 and parts == len(self._names) else (full,)
+        if len(self._sources) != len(shares):
+            names = self._names if len(shares) > 1 else (tuple(name for part in self._names for name in part),)
+            drafts = {} if self.known is None else self.known.drafts
+            known = [next((drafts[name] for name in part if name in drafts), None) for part in names]
+            self._sources = [Source(i, frozenset(part), LearntDraft(known[i])) for i, part in enumerate(names)]
+        return shares
+
+    def _welcome(self, rows: Sequence[Row]) -> None:
+        """New requests may be of another kind: what was given up is tried again soon. Old ones are forgotten."""
+        newest = max(row.id for row in rows)
+        if newest > self._newest:
+            self._newest = newest
+            for tries in (self._retry, *(source.tries for source in self._sources)):
+                tries.restart(self.steps)
+        if self.steps % 64 == 0:
+            ids = {row.id for row in rows}
+            self.book.keep(ids)
+            self._following = {row: found for row, found in self._following.items() if row in ids}
+            for source in self._sources:
+                source.read = {row: at for row, at in source.read.items() if row in ids}
+
+    def _plain_due(self, step: Step) -> bool:
+        """Whether it is time for a step without drafts, to know what it takes."""
+        known = self.steps < 3 or self.cost.plain_steps(step.rows, step.context) > 0
+        if known and not self._plain.due(self.steps):
+            return False
+        return self.purse.affords(max(self._gain - 1, 0.0) * step.plain, GRACE * step.plain)
+
+    def _length(self, source: Source, share: Budget, rows: Sequence[Row]) -> int:
+        """How many nodes to ask a drafter for."""
+        step, most = self._step, most_nodes(share)
+        if most == 0:
+            return 0
+        draft = source.draft
+        source.free = self._reviews and draft.measured and draft.seconds(levels(share, most)) <= FREE * step.plain
+        if source.free:
+            return most
+        lengths = ladder(most)
+        forward = self.cost.curve(step.rows, step.context, lengths)
+        asked = 1 - (1 - source.spoke) ** len(rows)  # somebody has a draft
+        reading = max(source.reading_per_step(row) for row in rows)
+        seconds = [
+            step.plain + asked * (time - step.plain) + draft.seconds(levels(share, length)) + reading
+            for length, time in zip(lengths[1:], forward[1:], strict=True)
+        ]
+        tokens = self._tokens(source, share, rows, lengths)
+        best = best_length(tokens, seconds)
+        gain = tokens[best] / seconds[best] * step.plain / len(rows)
+        length = lengths[best + 1]
+        if gain > (self.leave if source.on else self.back):
+            source.on, self._gain = True, gain
+            return length
+        if source.on:
+            source.on = False
+            source.tries.later(self.steps)
+        elif source.tries.due(self.steps):
+            verified = 0.0 if source.followed else forward[best + 1] - step.plain
+            loss = draft.seconds(levels(share, length)) + max(map(source.reading, rows)) + verified
+            if self.purse.affords(loss):
+                source.tries.later(self.steps)
+                self.book.age(source.index, [row.id for row in rows])
+                step.kind = "try"
+                return length
+        return 0
+
+    def _tokens(self, source: Source, share: Budget, rows: Sequence[Row], lengths: Sequence[int]) -> list[float]:
+        """Tokens that the batch is expected to emit when the drafter is asked for each of ``lengths`` but 0."""
+        total = [float(len(rows))] * (len(lengths) - 1)
+        for row in rows:
+            if share.width == 1:
+                gains = self.book.gains((source.index, source.origin, 0), row.id, lengths[-1])
+            else:  # another number of nodes is another tree
+                curves = {}
+                for size in {length.bit_length() for length in lengths[1:]}:
+                    key = (source.index, source.origin, size)
+                    curves[size] = self.book.gains(key, row.id, min(lengths[-1], (1 << size) - 1), True)
+                gains = [curves[length.bit_length()][i] if length else 0.0 for i, length in enumerate(lengths)]
+            total = [tokens + source.spoke * gain for tokens, gain in zip(total, gains[1:], strict=True)]
+        return total
+
+    def _skipped(self, rows: Sequence[Row], share: Budget, length: int) -> frozenset[int]:
+        """Rows whose unread text costs the drafter more than their drafts will repay."""
+        source, worth = self._sources[0], self._step.plain / len(rows)
+        if source.free or len(rows) == 1:
+            return frozenset()
+        branching = share.width > 1
+        key = (0, source.origin, length.bit_length() if branching else 0)
+        costs = {row.id: source.reading_per_step(row) for row in rows}
+        return frozenset(
+            row
+            for row, cost in costs.items()
+            if cost > 0 and self.book.gains(key, row, length, branching)[-1] * worth < cost
+        )
+
+    def _ask(self, rows: Sequence[Row], skip: frozenset[int], shares: Sequence[Budget], lengths: Sequence[int]) -> None:
+        """Note what is asked of whom."""
+        mine = [row for row in rows if row.id not in skip]
+        asked = []
+        for source, share, length in zip(self._sources, shares, lengths, strict=True):
+            if length and mine:
+                asked.append(Asked(source, levels(share, length), max(map(source.behind, mine))))
+                source.read.update((row.id, len(row.tokens)) for row in mine)
+        self._step.asked = asked
+
+    # -- after drafting -----------------------------------------------------------------------------------
+
+    def review(self, rows: Sequence[Row], tree: DraftTree) -> list[int] | None:
+        self._reviews = True
+        within = self.inner.review(rows, tree)
+        if tree.host is None:  # it would have to be waited for, and drafters on a device were judged by ``plan``
+            return within
+        drafted, step = sizes(tree), self._step
+        longest = max(drafted)
+        if longest <= 0:
+            return within
+        lengths = ladder(longest)
+        origins = first_origins(tree)
+        step.served = self._served(origins, drafted)
+        tokens, kinds = self._judge(rows, tree, origins, lengths)
+        seconds = self.cost.curve(step.rows, step.context, lengths)
+        best = best_length(tokens[1:], seconds[1:]) + 1
+        gain = tokens[best] / seconds[best] * seconds[0] / len(rows)
+        if gain > (self.back if kinds <= self._off else self.leave):
+            self._off -= kinds
+            self._gain = gain
+        elif not self._try_again(tokens[best] - len(rows), seconds[best] - seconds[0]):
+            self._off |= kinds
+            return [1] * len(rows)
+        step.kept = lengths[best]
+        if step.kept >= longest:
+            return within
+        kept = [1 + min(step.kept, size) for size in drafted]
+        return kept if within is None else [min(pair) for pair in zip(kept, within, strict=True)]
+
+    def _judge(
+        self, rows: Sequence[Row], tree: DraftTree, origins: Sequence[str], lengths: Sequence[int]
+    ) -> tuple[list[float], set[Key]]:
+        """Tokens that the batch is expected to emit with its drafts cut at each of ``lengths``, and the kinds of drafts
+        there are. Drafts that nobody follows yet are followed from here on."""
+        tokens, kinds, branching = [float(len(rows))] * len(lengths), set(), not tree.is_chain
+        for row, origin, line in zip(rows, origins, tree.host or (), strict=True):
+            size = len(line[0]) - 1
+            if size == 0:
+                continue
+            key = self._key(origin, size, branching)
+            kinds.add(key)
+            gains = self.book.gains(key, row.id, size, branching)
+            last = len(gains) - 1
+            tokens = [count + gains[min(i, last)] for i, count in enumerate(tokens)]
+            if row.id not in self._following:
+                self._following[row.id] = Followed(key, *line)
+        return tokens, kinds
+
+    def _try_again(self, promised: float, loss: float) -> bool:
+        """Whether a draft that seems not to pay is verified all the same, to measure what that takes."""
+        if promised < WORTH_TRYING or not self._retry.due(self.steps) or not self.purse.affords(loss):
+            return False
+        self._retry.later(self.steps)
+        self._step.kind = "try"
+        return True
+
+    def _key(self, origin: str, size: int, branching: bool) -> Key:
+        """The kind of a draft. Its size is evidence where the drafter chose it, and its shape where it branches."""
+        source = self._source(origin)
+        source.origin = origin
+        return source.index, origin, size.bit_length() if source.free or branching else 0
+
+    def _source(self, origin: str) -> Source:
+        return next((source for source in self._sources if origin in source.names), self._sources[0])
+
+    # -- afterwards ---------------------------------------------------------------------------------------
+
+    def observe(self, outcome: Outcome) -> None:
+        self.inner.observe(outcome)
+        if outcome.verdict is None or not self._sources:
+            return
+        step, tree, rows = self._step, outcome.tree, outcome.rows
+        step.seconds, step.nodes = outcome.seconds, tree.shape[1]
+        step.emitted = sum(map(len, outcome.emitted)) / len(rows)
+        drafted = sizes(tree)
+        origins = first_origins(tree) if any(drafted) else [""] * len(rows)
+        lines = None
+        for b, row in enumerate(rows):
+            followed = self._following.get(row.id)
+            if followed is not None:
+                self._follow(row, followed, outcome.emitted[b])
+            elif drafted[b]:
+                lines = lines or outcome.verdict.lines()
+                count, _, *path = lines[b]
+                key = self._key(origins[b], drafted[b], not tree.is_chain)
+                self._learn(key, row.id, path[1:count], drafted[b], followed=False)
+        if step.asked:
+            self._listen(step, step.served or self._served(origins, drafted))
+
+    def _served(self, origins: Sequence[str], drafted: Sequence[int]) -> list[int]:
+        """Number of the source of each row's draft, -1 where there is none."""
+        return [self._source(origin).index if size else -1 for origin, size in zip(origins, drafted, strict=True)]
+
+    def _follow(self, row: Row, followed: Followed, emitted: Sequence[int]) -> None:
+        known = followed.follow(emitted)
+        if known or len(followed.hits) >= max(LOOK, 2 * self._step.kept):
+            del self._following[row.id]
+            seen = len(followed.tokens) - 1 if known else followed.at
+            self._learn(followed.key, row.id, followed.hits, seen, followed=True)
+
+    def _learn(self, key: Key, row: int, hits: Sequence[int], seen: int, followed: bool) -> None:
+        self.book.add(key, row, hits, seen)
+        source = self._sources[key[0]]
+        source.followed = followed
+        if hits and not source.on:
+            source.tries.soon(self.steps)
+
+    def _listen(self, step: Step, served: Sequence[int]) -> None:
+        """Learn how long the drafters took and how often they speak. The time of a step is that of the last drafter
+        asked, less what those before it usually take."""
+        last = max(served) if min(served) >= 0 and not step.merged else len(self._sources)
+        asked = [one for one in step.asked if one.source.index <= last]
+        seconds = step.drafting - sum(one.source.draft.seconds(one.levels) for one in asked[:-1])
+        if asked:
+            asked[-1].source.draft.observe(asked[-1].levels, asked[-1].behind, max(seconds, 0.0))
+        for one in asked:
+            mine = one.source.index
+            one.source.heard([who == mine for who in served if who < 0 or who >= mine])
+
+    def _close(self) -> None:
+        """Book the last step. Its ``seconds`` are read only now: the engine goes on counting after ``observe``."""
+        step, self._step = self._step, Step()
+        total = sum(step.seconds.values())
+        if not total:
+            return
+        self.purse.time += total
+        if "prefill" in step.seconds:  # a prompt was read in the same forward: no step like others
+            return
+        self.cost.observe(step.rows, step.nodes, step.context, total - step.drafting)
+        if step.kind == "plain":
+            self.purse.spent += max(self._gain - 1, 0.0) * step.plain
+            self._plain.later(self.steps)
+        elif step.kind == "try":
+            self.purse.spent += max(total - step.emitted * step.plain, 0.0)
+        if step.nodes == 1:
+            self._plain.at = max(self._plain.at, self.steps + self._plain.gap)

@@ -1,0 +1,134 @@
+"""What a policy keeps of each drafter and of the step that runs, and how it reads budgets and trees."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from outrider.policy.explore import Tries
+from outrider.policy.learnt import LearntDraft
+from outrider.types import Budget, DraftTree
+
+if TYPE_CHECKING:
+    from outrider.run.row import Row
+
+_SPEAKS = 0.05
+"""Weight of the latest step in how often a drafter has something to say."""
+_HORIZON = 64
+"""Steps over which reading a text is written off, where the request goes on for longer."""
+
+
+@dataclass
+class Source:
+    """One drafter of a combination, or all of them together where they cannot be told apart."""
+
+    index: int
+    names: frozenset[str]
+    draft: LearntDraft
+    on: bool = True
+    """Whether it paid the last time it was thought about."""
+    free: bool = False
+    """Whether asking costs nothing to speak of, so that proposals are judged when they are there."""
+    followed: bool = False
+    """Whether its dropped proposals can be held against the text."""
+    spoke: float = 1.0
+    """How often it has something to say when asked."""
+    origin: str = ""
+    """Of its latest proposal."""
+    tries: Tries = field(default_factory=Tries)
+    read: dict[int, int] = field(default_factory=dict)
+    """Tokens of each request's text it had seen when it was last asked."""
+
+    def behind(self, row: Row) -> int:
+        """Tokens of the row's text it has not read."""
+        return len(row.tokens) - self.read.get(row.id, 0)
+
+    def reading(self, row: Row) -> float:
+        """Seconds until it has read them."""
+        return self.draft.seconds(0, self.behind(row)) - self.draft.seconds(0)
+
+    def reading_per_step(self, row: Row) -> float:
+        """The same, spread over the steps that are left of the request."""
+        return self.reading(row) / min(max(row.params.max_tokens - row.output_length, 1), _HORIZON)
+
+    def heard(self, spoke: Collection[bool]) -> None:
+        """For each row it was asked for, whether it proposed anything."""
+        if spoke:
+            self.spoke += _SPEAKS * (sum(spoke) / len(spoke) - self.spoke)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A source that was asked in a step: for ``levels`` levels, ``behind`` tokens behind the text."""
+
+    source: Source
+    levels: int
+    behind: int
+
+
+@dataclass
+class Step:
+    """The step that runs. ``kind`` "plain" is a step without drafts for measurement, "try" one with drafts that did
+    not seem to pay."""
+
+    rows: int = 0
+    context: float = 0.0
+    plain: float = 0.0
+    """Seconds a plain step would take."""
+    kind: str = ""
+    asked: Sequence[Asked] = ()
+    merged: bool = False
+    """Whether all drafters are asked about every row, and not each only where those before it are silent."""
+    served: Sequence[int] = ()
+    """Number of the source of each row's proposal, -1 for none; empty where proposals were not looked at."""
+    kept: int = 0
+    """Nodes of the longest draft that was verified."""
+    nodes: int = 1
+    emitted: float = 0.0
+    """Tokens per row."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def drafting(self) -> float:
+        return self.seconds.get("draft", 0.0)
+
+
+def most_nodes(share: Budget) -> int:
+    """Nodes of the largest draft within a budget."""
+    return max(min(share.depth, share.nodes) if share.width == 1 else share.nodes, 0) if share.depth > 0 else 0
+
+
+def levels(share: Budget, nodes: int) -> int:
+    """Levels of a draft of ``nodes`` nodes."""
+    return min(share.depth, nodes)
+
+
+def cut(share: Budget, nodes: int) -> Budget:
+    """The budget for ``nodes`` nodes."""
+    return replace(share, depth=levels(share, nodes), nodes=min(share.nodes, nodes))
+
+
+def sizes(tree: DraftTree) -> list[int]:
+    """Drafted nodes per row."""
+    if tree.shape[1] == 1:
+        return [0] * tree.shape[0]
+    if tree.host is not None:
+        return [len(tokens) - 1 for tokens, _ in tree.host]
+    return (tree.real.sum(1) - 1).tolist()
+
+
+def first_origins(tree: DraftTree) -> list[str]:
+    """Who proposed the first drafted node of each row (of a tree of at least two nodes)."""
+    if tree.origin is None:
+        return [tree.origins[1]] * tree.shape[0]
+    return [tree.origins[index] for index in tree.origin[:, 1].tolist()]
+
+
+def best_length(tokens: Sequence[float], seconds: Sequence[float]) -> int:
+    """Index of the largest ``tokens[i] / seconds[i]``; the first among equals."""
+    best, most = 0, 0.0
+    for i, (count, time) in enumerate(zip(tokens, seconds, strict=True)):
+        if count > most * time:
+            best, most = i, count / time
+    return best
