@@ -13,6 +13,7 @@ from outrider import LLM, Limits, SamplingParams
 from outrider.bench import BenchResult, Harness, Options, bench
 from outrider.bench.harness import as_suite, rotated
 from outrider.bench.observe import Memory
+from outrider.bench.peers import PeerRun, PeerRunner
 from outrider.bench.runners import Conversation, PresetRunner
 from outrider.bench.suite import SuitePrompt
 from outrider.errors import ConfigError, IncompatibleParts, RequestError
@@ -246,6 +247,85 @@ def test_identity_is_claimed_only_where_it_is_promised():
     assert exact.compared == 0
     greedy = bench(llm(), TEXTS[:2], "spec-decode", SHORT)
     assert greedy.preset("spec-decode").identical == 1.0
+
+
+class FakePeer:
+    """A program that answers what it is told, at a pace it is told."""
+
+    baseline = "fake"
+    library, version, method = "fakelib", "1.2", "by rote"
+    notes = ("It is not real.",)
+    comparable = True
+
+    def __init__(self, name="fake", seconds=1.0, prefill=0.25, wrong_from=None, fails=()):
+        self.name, self.seconds, self.prefill, self.wrong_from, self.fails = name, seconds, prefill, wrong_from, fails
+        self.calls = 0
+
+    def generate(self, token_ids, max_tokens, stop=()):
+        self.calls += 1
+        if self.calls in self.fails:
+            raise RequestError("out of order")
+        told = LLM(llm().language_model, tokenizer=llm().tokenizer, preset="plain")
+        tokens = told.generate(list(token_ids), SamplingParams(max_tokens=max_tokens, ignore_eos=not stop))[0].token_ids
+        if self.wrong_from is not None:
+            tokens = [*tokens[: self.wrong_from], *((token + 1) % 250 for token in tokens[self.wrong_from :])]
+        return PeerRun(tokens, self.prefill, self.seconds, target_calls=len(tokens))
+
+
+def beside(*peers):
+    runners = [PeerRunner(peer, llm().tokenizer, llm().engine.stop_tokens) for peer in peers]
+    harness = Harness(llm(), TEXTS, "pld", SHORT, peers=runners)
+    harness.run()
+    return harness.result()
+
+
+def test_peers_answer_in_turns_and_are_set_against_their_own_baseline():
+    result = beside(FakePeer(), FakePeer("fake-fast", seconds=0.625))
+    slow, fast = result.peers
+    assert [each.name for each in result.presets] == ["plain", "pld"]
+    assert (fast.baseline, fast.library, fast.version, fast.method) == ("fake", "fakelib", "1.2", "by rote")
+    assert fast.speedup == pytest.approx(2.0)  # 0.75 s of decoding against 0.375 s
+    assert slow.speedup == 1.0
+    plain = result.plain
+    assert fast.over_plain.baseline == "plain"
+    assert fast.over_plain.value == pytest.approx(fast.tokens_per_second / plain.tokens_per_second)
+    assert fast.identical == 1.0
+    assert fast.mean_accepted_length == 1.0
+    assert fast.notes == ["It is not real."]
+    assert {each.records[0].place for each in (*result.presets, *result.peers)} == {0, 1, 2, 3}
+    assert result.settings.peers == ["fake", "fake-fast"]
+    assert BenchResult.from_json(result.to_json()) == result
+
+
+def test_a_peer_that_differs_or_cannot_tell():
+    strange = FakePeer("strange", wrong_from=3)
+    strange.comparable = False
+    vague = FakePeer("vague", prefill=None)
+    result = beside(FakePeer(wrong_from=3), strange, vague)
+    plain, (wrong, strange, vague) = result.plain, result.peers
+    assert wrong.wrong == sum(record.tokens > 3 for record in plain.records)
+    assert wrong.records[0].difference.position == 3
+    assert strange.identical is None
+    assert strange.wrong == 0
+    assert not vague.records[0].prefill_measured
+    whole = sum(record.tokens for record in plain.records) / sum(record.all_seconds for record in plain.records)
+    assert vague.over_plain.value == pytest.approx(vague.tokens_per_second / whole)
+
+
+def test_a_peer_that_fails_is_left_out_of_that_prompt_alone():
+    result = beside(FakePeer(fails=(3,)))  # once to warm up, once for the first prompt
+    assert [(failure.name, failure.reason) for failure in result.failures] == [("2, fake", "out of order.")]
+    assert [record.prompt for record in result.plain.records] == ["1", "2", "3", "4"]
+    assert [record.prompt for record in result.peers[0].records] == ["1", "3", "4"]
+    assert result.peers[0].over_plain.prompts == 3
+
+
+def test_peers_are_measured_greedily():
+    peers = [PeerRunner(FakePeer(), llm().tokenizer, ())]
+    with pytest.raises(ConfigError, match=r"peers with temperature=0.5"):
+        Harness(llm(), TEXTS, "pld", SamplingParams(temperature=0.5), peers=peers)
+    with pytest.raises(ConfigError, match=r"peers with repetition_penalty"):
+        Harness(llm(), TEXTS, "pld", SamplingParams(repetition_penalty=1.2), peers=peers)
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------

@@ -58,6 +58,10 @@ class Files:
                 raise ConfigError(f"{option} {str(path)!r} cannot be written", hint="Choose another place.")
         if self.json is not None and self.json == self.html:
             raise ConfigError(f"--json and --html are both {str(self.json)!r}", hint="Give two names.")
+        if self.html is not None:
+            from outrider.bench import report
+
+            report.require()
 
     def write(self, result: BenchResult) -> None:
         """Everything that was asked for. Raises ``ConfigError`` for a file that cannot be written."""
