@@ -33,8 +33,9 @@ class Llama:
     @property
     def notes(self) -> list[str]:
         file = self._setup.exports.gguf
-        kind = "" if file is None else f" ({_file_type(self._llama)} in {file.name})"
-        return [f"The weights are those of the GGUF file{kind}, multiplied by llama.cpp's own kernels."]
+        assert file is not None, "not available"
+        kind = _file_type(self._llama)
+        return [f"The weights are those in {file.name!r} ({kind}), multiplied by llama.cpp's own kernels."]
 
     def available(self) -> str | None:
         why = missing("llama_cpp", "llama-cpp-python")
@@ -106,7 +107,7 @@ class Llama:
                 tokens.append(int(token))
                 if len(tokens) == max_tokens or tokens[-1] in stop:
                     break
-        except (RuntimeError, ValueError, IndexError) as error:
+        except Exception as error:  # of another program's making
             raise RequestError(f"{self.name} failed", why=f"{type(error).__name__}: {error}") from error
         finally:
             del llama.eval
@@ -129,7 +130,8 @@ class Lookup(Llama):
     def _options(self) -> dict[str, Any]:
         from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-        return {"draft_model": LlamaPromptLookupDecoding(num_pred_tokens=LOOKUP)}
+        # Without logits_all, 0.3.36 makes its score table too short for what drafting writes into it.
+        return {"draft_model": LlamaPromptLookupDecoding(num_pred_tokens=LOOKUP), "logits_all": True}
 
 
 class _Watch:
@@ -150,5 +152,10 @@ class _Watch:
 
 
 def _file_type(llama: Any) -> str:
-    """The quantisation that the file's metadata name."""
-    return str((getattr(llama, "metadata", None) or {}).get("general.file_type", "type unknown"))
+    """The quantisation that an open file's metadata name, such as Q4_1."""
+    from gguf import LlamaFileType
+
+    try:
+        return str(LlamaFileType(int(llama.metadata["general.file_type"])).name.removeprefix("MOSTLY_"))
+    except (AttributeError, KeyError, ValueError):
+        return "of unknown type"

@@ -104,7 +104,7 @@ class Pipeline:
         began = time.perf_counter()
         try:
             result = self._pipe.generate(prompt, config)
-        except RuntimeError as error:
+        except Exception as error:  # of another program's making
             raise RequestError(f"{self.name} failed", why=_last_line(error)) from error
         total = time.perf_counter() - began
         raw = result.perf_metrics.raw_metrics

@@ -62,8 +62,8 @@ def open_peers(peers: Iterable[Peer]) -> tuple[list[Peer], list[LeftOut]]:
                 peer.open()
                 ready.append(peer)
                 continue
-            except SpecError as error:
-                why = str(error)
+            except Exception as error:  # another program's start may fail in any way
+                why = str(error) if isinstance(error, SpecError) else f"{type(error).__name__}: {error}"
         left_out.append(LeftOut(name=peer.name, reason=why))
     return ready, left_out
 
