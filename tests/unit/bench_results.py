@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from outrider.bench import metrics
+from outrider.bench import metrics, paired
 from outrider.bench.result import (
     AtContext,
     AtDepth,
@@ -168,8 +168,8 @@ def settings(presets: list[str], repeats: int) -> Settings:
         fresh=True,
         order="rotating",
         warm_up="one prompt",
-        level=metrics.LEVEL,
-        resamples=metrics.RESAMPLES,
+        level=paired.LEVEL,
+        resamples=paired.RESAMPLES,
     )
 
 
