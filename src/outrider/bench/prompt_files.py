@@ -52,12 +52,13 @@ def read_prompts(path: Path, shape: Shape) -> tuple[SuitePrompt, ...]:
     """
     found: dict[str, SuitePrompt] = {}
     lines: dict[str, int] = {}
+    unit = "row" if path.suffix == ".parquet" else "line"
     for number, value in _values(path):
-        where = f"{str(path)!r}, line {number}"
+        where = f"{str(path)!r}, {unit} {number}"
         prompt = _prompt(value, shape, where, number)
         if prompt.id in found:
             raise ConfigError(
-                f"{where}: the id {prompt.id!r} was used in line {lines[prompt.id]}", hint="Ids must differ."
+                f"{where}: the id {prompt.id!r} was used in {unit} {lines[prompt.id]}", hint="Ids must differ."
             )
         found[prompt.id], lines[prompt.id] = prompt, number
     if not found:
@@ -120,10 +121,16 @@ def _parquet(path: Path) -> list[Any]:
 # -- formats ----------------------------------------------------------------------------------------------------
 
 
+def _encodable(text: str) -> str:
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError("holds half of a surrogate pair, which is no text")
+    return text
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("is blank")
-    return text
+    return _encodable(text)
 
 
 Text = Annotated[str, AfterValidator(_not_blank)]
@@ -183,7 +190,13 @@ class _Gsm8k(_Row):
 class _Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    content: Annotated[str, AfterValidator(_encodable)]
+
+    @model_validator(mode="after")
+    def _said(self) -> _Message:
+        if self.role == "user":
+            _not_blank(self.content)
+        return self
 
 
 class _Jsonl(_Row):
@@ -211,11 +224,11 @@ class _Jsonl(_Row):
         return self
 
     def named(self, number: int) -> str:
-        return str(number if self.id is None else self.id)
+        return f"line-{number}" if self.id is None else str(self.id)
 
     def said(self) -> list[str]:
         if self.messages is not None:
-            return [message.content for message in self.messages if message.role == "user" and message.content.strip()]
+            return [message.content for message in self.messages if message.role == "user"]
         if self.turns is not None:
             return self.turns
         return [text for text in (self.prompt, self.question) if text is not None][:1]
