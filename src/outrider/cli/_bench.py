@@ -121,12 +121,16 @@ def show(console: Console, screens: Screens, result: BenchResult) -> None:
     console.print(title, style="bold", soft_wrap=True)
     rows: list[Result] = [*result.presets, *result.peers]
     groups = list(result.plain.groups) if len(result.plain.groups) > 1 else []
-    table = _table(rows, groups, settings.level)
-    if _width(console, table) <= console.width:
-        console.print(table)
+    peers = bool(result.peers)
+    whole = _table(rows, groups, settings.level, peers)
+    if _fits(console, whole):
+        console.print(whole)
     else:
-        console.print(_table(rows, [], settings.level))
-        if groups and _width(console, turned := _by_group(rows, groups)) <= console.width:
+        without_groups = _table(rows, [], settings.level, peers)
+        console.print(
+            without_groups if _fits(console, without_groups) else _table(rows, [], settings.level, peers=False)
+        )
+        if groups and _fits(console, turned := _by_group(rows, groups)):
             console.print(turned)
     for kind, listed in (("not run", result.left_out), ("failed", result.failures)):
         for one in listed:
@@ -139,22 +143,28 @@ def show(console: Console, screens: Screens, result: BenchResult) -> None:
         screens.note(note)
 
 
-def _table(rows: Sequence[Result], groups: Sequence[str], level: float) -> Table:
+def _table(rows: Sequence[Result], groups: Sequence[str], level: float, peers: bool) -> Table:
+    """With a column of speed-ups for each of ``groups``, and with ``peers`` one that sets them against plain."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    table.add_column("preset", no_wrap=True)
+    table.add_column("preset", overflow="fold", min_width=12)
     table.add_column(f"speed-up [{100 * level:g} %]", no_wrap=True)
-    table.add_column("tokens/s", justify="right")
-    table.add_column("accepted", justify="right")
-    table.add_column("identical", justify="right")
+    table.add_column("tokens/s", justify="right", no_wrap=True)
+    table.add_column("accepted", justify="right", no_wrap=True)
+    table.add_column("identical", justify="right", no_wrap=True)
+    if peers:
+        table.add_column("over plain", justify="right")
     for group in groups:
         table.add_column(group, justify="right", no_wrap=True)
     best = max((row.speedup or 0.0 for row in rows), default=0.0)
     for row in rows:
         cells: list[str | Text] = [_name(row), _speedup(row, best), f"{row.tokens_per_second:.1f}"]
-        cells += [_accepted(row), _identical(row), *(_times(row.groups.get(group)) for group in groups)]
+        cells += [_accepted(row), _identical(row)]
+        if peers:
+            cells.append(_over_plain(row))
+        cells += [_times(row.groups.get(group)) for group in groups]
         table.add_row(*cells)
     return table
 
@@ -168,15 +178,15 @@ def _by_group(rows: Sequence[Result], groups: Sequence[str]) -> Table:
     table.add_column("speed-up", no_wrap=True)
     rows = [row for row in rows if row.name != row.baseline]
     for row in rows:
-        table.add_column(row.name, justify="right", no_wrap=True)
+        table.add_column(_name(row), justify="right", no_wrap=True)
     for group in groups:
         table.add_row(group, *(_times(row.groups.get(group)) for row in rows))
     return table
 
 
 def _name(row: Result) -> str:
-    """The name; with the baseline where that is not outrider's plain."""
-    return row.name if row.baseline in ("plain", row.name) else f"{row.name} (over {row.baseline})"
+    """The name; with the baseline below it where that is not outrider's plain."""
+    return row.name if row.baseline in ("plain", row.name) else f"{row.name}\n(over {row.baseline})"
 
 
 def _speedup(row: Result, best: float) -> Text:
@@ -215,10 +225,18 @@ def _identical(row: Result) -> Text:
     return text
 
 
+def _over_plain(row: Result) -> str:
+    """The speed-up over outrider's own plain decoding, also of peers."""
+    from outrider.bench.result import PeerResult
+
+    ratio = row.over_plain.value if isinstance(row, PeerResult) and row.over_plain else row.speedup
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
 def _times(figures: Figures | None) -> str:
     return "-" if figures is None or figures.speedup is None else f"{figures.speedup:.2f}"
 
 
-def _width(console: Console, table: Table) -> int:
-    """Columns that the table would like to have."""
-    return console.measure(table, options=console.options.update(max_width=10_000)).maximum
+def _fits(console: Console, table: Table) -> bool:
+    wanted = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    return wanted <= console.width
