@@ -133,7 +133,10 @@ def explain(
             if value:
                 raise ConfigError(f"{name} without --replay", hint="Record a trace with --trace FILE first.")
         if preset is not None and len(preset) > 1:
-            raise ConfigError(f"{len(preset)} presets", why="one answer has one", hint="Several can be replayed.")
+            raise ConfigError(f"{len(preset)} presets", why="One answer has one", hint="Several can be replayed.")
+        if prompt is None and file is None:
+            hint = 'Write outrider explain "your question", --file FILE, or --replay TRACE.'
+            raise ConfigError("no prompt", hint=hint)
         named = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
         params = seeded(sampling({**named, "seed": seed, "stop": stop}, param))
         name = preset[0] if preset else "auto"
@@ -154,5 +157,5 @@ def _refuse_given(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise ConfigError(
-                f"{option} with --replay", why="the trace holds that already", hint="Leave it out, or run live."
+                f"{option} with --replay", why="The trace holds that already", hint="Leave it out, or run live."
             )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from outrider.explain.fates import Sight, judge, unknown
 from outrider.explain.record import Bonus, Plan, Step
+from outrider.explain.words import Pieces
 from outrider.policy.base import Policy
 from outrider.rng import Draws, Purpose
 from outrider.types import PADDING, Budget, DraftTree, Drawn, Guarantee, Needs, Outcome, Role
@@ -58,14 +59,14 @@ class Planned(Policy):
 class Recorder:
     """Listens to one engine and keeps the steps of one row: the first one it sees after ``start``.
 
-    ``texts`` turns a token into text. Where a rule flips coins, the target's choice is known along the accepted path
-    only; with ``Match``, and at temperature 0, it is known at every node.
+    ``texts`` turns a token into text, ``pieces`` starts a new answer. Where a rule flips coins, the target's choice is
+    known along the accepted path only; with ``Match``, and at temperature 0, it is known at every node.
     """
 
     needs = Needs(logits=True)
 
-    def __init__(self, engine: Engine, texts: Callable[[int], str]) -> None:
-        self.engine, self.texts = engine, texts
+    def __init__(self, engine: Engine, texts: Callable[[int], str], pieces: Callable[[], Pieces]) -> None:
+        self.engine, self.texts, self._new_pieces = engine, texts, pieces
         self.planned = Planned(engine.parts.policy)
         engine.parts = engine.parts.with_(policy=self.planned)
         engine.listen(self, self.needs)
@@ -76,6 +77,7 @@ class Recorder:
         self.steps: list[Step] = []
         self._row: int | None = None
         self._position = 0
+        self._pieces = self._new_pieces()
 
     def __call__(self, outcome: Outcome) -> None:
         if outcome.verdict is None:  # a chunk of the prompt
@@ -101,6 +103,7 @@ class Recorder:
             nodes=tuple(judge(sight, self.texts)),
             path=tuple(sight.path[: sight.kept]),
             bonus=bonus,
+            pieces=tuple(self._pieces.take(outcome.emitted[place])),
             plan=self.planned.last(row, place),
             seconds=dict(outcome.seconds),
         )

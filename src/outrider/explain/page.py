@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from outrider.cli._paint import Palette
@@ -12,6 +14,7 @@ from outrider.explain.summary import summarise
 from outrider.explain.words import chance, count, visible
 from outrider.pages import render
 
+_BYTES = re.compile("<(0x)?([0-9A-F]{2})+>|.*\N{REPLACEMENT CHARACTER}.*", re.DOTALL)
 _COLOURS = 8
 _OPEN = 40
 """Up to so many steps are all open when the page is."""
@@ -74,7 +77,10 @@ class Page:
             misses=[(visible(miss.drafted), visible(miss.wanted), miss.times) for miss in summary.misses],
             colours=self.colours,
             bars=self._bars(),
-            steps=[self._step(step) for step in found.steps],
+            groups=[
+                {"silence": why, "steps": [self._step(step) for step in some]}
+                for why, some in groupby(found.steps, silence)
+            ],
             opened=len(found.steps) <= _OPEN,
             ending=_ending(found),
         )
@@ -94,8 +100,9 @@ class Page:
     def _token(self, token: Emitted) -> dict[str, Any]:
         whose = token.origin if token.node else f"{token.origin} itself"
         where = f", level {token.depth} of its draft" if token.node else ""
+        sign = "▫" if _BYTES.fullmatch(token.text) else visible(token.text)  # of a token that adds nothing by itself
         return {
-            "text": _shown(token.text),
+            "text": _shown(token.piece) if token.piece else [(sign, True)],
             "colour": self.colours.get(token.origin, 0),
             "step": token.step,
             "title": f"{whose}{where}; step {token.step}; token {token.token}",
@@ -126,7 +133,6 @@ class Page:
             "origins": drafted,
             "only": drafted[0][1] if len(drafted) == 1 else "",
             "stand": len(step.path),
-            "silence": silence(step),
             "notes": notes + times,
             "emitted": emitted,
             "lost": any(node.fate is Fate.REJECTED for node in step.nodes),

@@ -101,6 +101,8 @@ class Step:
     nodes: tuple[Node, ...]
     path: tuple[int, ...]
     bonus: Bonus | None
+    pieces: tuple[str, ...] = ()
+    """What each emitted token adds to the text: nothing for an unfinished character, or a token that is not shown."""
     plan: Plan | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -129,10 +131,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Emitted:
-    """One token of the answer and where it came from; ``node`` is 0 for the target's own."""
+    """One token of the answer and where it came from; ``node`` is 0 for the target's own, ``piece`` what it adds to
+    the text."""
 
     token: int
     text: str
+    piece: str
     origin: str
     depth: int
     step: int
@@ -164,11 +168,12 @@ class Explanation:
     def tokens(self) -> Iterator[Emitted]:
         """The tokens of the answer in order."""
         for step in self.steps:
+            pieces = iter(step.pieces)
             for index in step.path:
                 node = step.nodes[index]
-                yield Emitted(node.token, node.text, node.origin, node.depth, step.index, index)
+                yield Emitted(node.token, node.text, next(pieces), node.origin, node.depth, step.index, index)
             if step.bonus is not None:
-                yield Emitted(step.bonus.token, step.bonus.text, self.target, 0, step.index, 0)
+                yield Emitted(step.bonus.token, step.bonus.text, next(pieces), self.target, 0, step.index, 0)
 
     @property
     def greedy(self) -> bool:

@@ -175,7 +175,7 @@ def _check_part(part: Drafter) -> None:
         raise _refused(
             part.name,
             "the target's logits behind rejected tokens, too",
-            "a trace holds them along the emitted text only, since other drafts ask about other tokens",
+            "A trace holds them along the emitted text only, since other drafts ask about other tokens",
         )
 
 
@@ -223,7 +223,7 @@ class Replay:
         if self._tokens(request) != wanted:
             raise ModelError(
                 f"{self.preset!r} does not reproduce the recorded text",
-                why="the trace's tokens and logits do not belong together",
+                why="The trace's tokens and logits do not belong together",
                 hint="Record it again.",
             )
         return request
@@ -238,6 +238,9 @@ def replay(trace: Trace, preset: str, draft_model: LanguageModel | None = None) 
     header = trace.header
     run = Replay(trace, preset, draft_model)
     labels = Labels(header.model, preset, header.provenance, replayed=True)
-    explainer = Explainer(run.engine, labels, Texts(known=header.texts))
+    explainer = Explainer(run.engine, labels, Texts(known=header.texts), header.pieces)
     found = explainer.result(run.run())
-    return replace(found, text=header.text, finish_reason=header.finish_reason, stop_reason=header.stop_reason)
+    # What the stand-in took says nothing about the target.
+    steps = tuple(replace(step, seconds={"draft": step.seconds["draft"]}) for step in found.steps)
+    text, reason = header.text, header.finish_reason
+    return replace(found, steps=steps, text=text, finish_reason=reason, stop_reason=header.stop_reason)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SIBLINGS = 6
 """So many rejected siblings are listed on their one line; the others are counted."""
+_LEVELS = 11
 WORDS = {
     Fate.REJECTED: "rejected",
     Fate.BELOW: "below a token that does not stand",
@@ -102,7 +103,6 @@ def _block(view: View, step: Step) -> Tree:
 def _head(view: View, step: Step) -> Text:
     """Which step, its root, who drafted how much, and how long it took."""
     line = Text()
-    line.append(f"step {step.index}", "bold")
     line.append(f"step {step.index}", "bold")
     line.append(f" after {view.word(step.nodes[0].text)}  ", "dim")
     drafted = Counter(node.origin for node in step.nodes[1:])
@@ -213,9 +213,9 @@ def show_summary(view: View, explanation: Explanation, found: Summary) -> None:
     )
     _row(view, "accepted", Text(f"{told}, {found.drafted} drafted, {found.accepted} stand"))
     if found.levels:
-        _row(view, "by depth", Text("  ".join(f"{level.depth:>4}" for level in found.levels[:12]), "dim"))
-        shares = [f"{100 * level.accepted / level.tested:>3.0f}%" for level in found.levels[:12]]
-        _row(view, "", Text("  ".join(shares) + "  of the tokens tested there", "green"))
+        _row(view, "by depth", Text("  ".join(f"{level.depth:>4}" for level in found.levels[:_LEVELS]), "dim"))
+        shares = [f"{100 * level.accepted / level.tested:>3.0f}%" for level in found.levels[:_LEVELS]]
+        _row(view, "stand", Text("  ".join(shares), "green"))
     for number, source in enumerate(found.sources):
         line = Text(source.origin, view.palette.style(source.origin))
         share = 100 * source.accepted / source.nodes
@@ -253,8 +253,9 @@ def show_trials(console: Console, trials: Sequence[Trial]) -> None:
     done = [trial for trial in trials if not trial.refused]
     priced = any(trial.speedup is not None for trial in done)
     table = Table(box=box.SIMPLE_HEAD if console.encoding.lower().startswith("utf") else box.ASCII, header_style="dim")
-    table.add_column("setting", overflow="fold")
-    for name in [*(["speed-up"] if priced else []), "tokens per call", "calls", "drafted", "drafted per accepted"]:
+    widest = max((len(trial.preset) for trial in done), default=0)
+    table.add_column("setting", overflow="fold", min_width=min(widest, max(20, console.width - 54)))
+    for name in [*(["speed-up"] if priced else []), "tokens/call", "calls", "drafted", "per accepted"]:
         table.add_column(name, justify="right")
     for trial in done:
         gain = [] if not priced else ["" if trial.speedup is None else f"{trial.speedup:.2f}"]
@@ -265,4 +266,4 @@ def show_trials(console: Console, trials: Sequence[Trial]) -> None:
         console.print(table)
     for trial in trials:
         if trial.refused:
-            console.print(Text.assemble((f"{trial.preset}  ", ""), (trial.refused, "dim")))
+            console.print(Text.assemble(f"{trial.preset}  ", (f"not replayed: {trial.refused}", "dim")))

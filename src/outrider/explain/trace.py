@@ -40,7 +40,8 @@ _LEFT_OUT = ("n", "seed", "stop", "logprobs", "logits_processors")
 
 
 class Header(BaseModel):
-    """What a trace says besides numbers. ``texts`` are the tokens of prompt and answer; ``calls`` is how many tokens
+    """What a trace says besides numbers. ``texts`` are the tokens of prompt and answer, ``pieces`` what each token of
+    the answer adds to its text; ``calls`` is how many tokens
     each recorded call of the target gave; ``params`` are sampling parameters without those that only ended the text."""
 
     model_config = ConfigDict(extra="forbid")
@@ -64,6 +65,7 @@ class Header(BaseModel):
     stop_reason: int | str | None
     calls: list[int]
     texts: dict[int, str]
+    pieces: list[str]
     provenance: dict[str, Any] | None = None
 
 
@@ -129,8 +131,10 @@ class Trace:
             wrong = f"{len(self.tokens)} tokens of {vocab} with logits of shape {tuple(wide)}"
         elif sum(self.header.calls) != len(self.tokens):
             wrong = f"calls that gave {sum(self.header.calls)} tokens, but {len(self.tokens)} tokens"
+        elif len(self.header.pieces) != len(self.tokens):
+            wrong = f"{len(self.header.pieces)} pieces of text for {len(self.tokens)} tokens"
         if wrong:
-            raise ConfigError(f"{name} has {wrong}", why="it was changed or damaged", hint="Record it again.")
+            raise ConfigError(f"{name} has {wrong}", why="It was changed or damaged", hint="Record it again.")
         try:
             self.params  # noqa: B018  checked when it is built
         except ValueError as error:
@@ -174,7 +178,7 @@ class TraceRecorder:
             most = MOST_BYTES // (target.vocab_size * target.dtype.itemsize)
             raise ConfigError(
                 f"a trace of {params.max_tokens} tokens could take {size / 2**30:.1f} GiB",
-                why="it keeps the target's whole answer for each of them",
+                why="It keeps the target's whole answer for each of them",
                 hint=f"Give --max-tokens {most} or less.",
             )
         engine.listen(self, Needs(logits=True))
@@ -214,6 +218,7 @@ class TraceRecorder:
             stop_reason=explanation.stop_reason,
             calls=self.calls,
             texts={token: texts(token) for token in (*explanation.prompt, *self.tokens)},
+            pieces=[piece for step in explanation.steps for piece in step.pieces],
             provenance=None if explanation.provenance is None else dict(explanation.provenance),
         )
         return Trace(header, explanation.prompt, tuple(self.tokens), torch.cat(self._rows or [empty]))
@@ -237,7 +242,7 @@ def check_rule(parts: Parts, params: SamplingParams) -> None:
     rule = type(parts.verifier).__name__
     raise IncompatibleParts(
         f"{parts.name!r} cannot be traced or replayed at temperature {params.temperature:g}",
-        why=f"its rule {rule} flips coins that depend on the draft, so that another draft gives another text",
+        why=f"Its rule {rule} flips coins that depend on the draft, so that another draft gives another text",
         hint="Use temperature 0, or a preset that verifies with Match.",
     )
 

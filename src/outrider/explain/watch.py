@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from outrider.explain.listen import Recorder
 from outrider.explain.record import Explanation
-from outrider.explain.words import Texts
+from outrider.explain.words import Pieces, Texts
 from outrider.params import SamplingParams
 from outrider.run.request import Choice, Request, Stats
 
@@ -34,10 +34,13 @@ class Explainer:
     >>> explainer.explain("Count: 1, 2, 3,").as_dict()                        # doctest: +SKIP
     """
 
-    def __init__(self, engine: Engine, labels: Labels, texts: Texts | None = None) -> None:
+    def __init__(
+        self, engine: Engine, labels: Labels, texts: Texts | None = None, pieces: Sequence[str] | None = None
+    ) -> None:
+        """``texts`` and ``pieces`` stand in for the engine's tokenizer."""
         self.engine, self.labels = engine, labels
         self.texts = texts or Texts(engine.tokenizer)
-        self.recorder = Recorder(engine, self.texts)
+        self.recorder = Recorder(engine, self.texts, lambda: Pieces(engine.tokenizer, pieces))
 
     @classmethod
     def of(cls, llm: LLM, preset: str = "", model: str = "") -> Explainer:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
+
+from outrider.run.text import TextStream
 
 _SIGNS = {chr(code): chr(0x2400 + code) for code in range(32)} | {" ": "·", "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
 _BROKEN = "�"
@@ -33,13 +36,51 @@ class Texts:
                 self._before = []
         whole = self._text([*self._before, token])
         text = whole.removeprefix(self._text(self._before)) if self._before else whole
-        if _BROKEN in text:  # bytes of a character: the vocabulary's own spelling says more than a question mark
+        if _BROKEN in text:  # some bytes of a character
             spelling = getattr(self.tokenizer, "convert_ids_to_tokens", None)
-            return str(spelling(token)) if spelling else text
+            return text if spelling is None else _bytes(str(spelling(token)))
         return text
 
     def _text(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
+
+
+class Pieces:
+    """What each token adds to the text of an answer: the bytes of an unfinished character add nothing, the last of
+    them all of it. ``known`` stands in for a tokenizer."""
+
+    def __init__(self, tokenizer: Any = None, known: Sequence[str] | None = None) -> None:
+        self._stream = TextStream(tokenizer)
+        self._known = None if known is None else list(known)
+
+    def take(self, tokens: Sequence[int]) -> list[str]:
+        """The pieces of the next ``tokens``."""
+        if self._known is not None:
+            some, self._known = self._known[: len(tokens)], self._known[len(tokens) :]
+            return some
+        pieces = []
+        for token in tokens:
+            before = len(self._stream.text)
+            self._stream.push(token)
+            self._stream.advance()
+            pieces.append(self._stream.text[before:])
+        return pieces
+
+
+@lru_cache(maxsize=1)
+def _byte_table() -> dict[str, int]:
+    """Byte-level vocabularies spell printable bytes as themselves and the others as what comes from 256 on."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _bytes(spelling: str) -> str:
+    """``<E280>`` for a token that holds a part of a character; the spelling itself in other vocabularies."""
+    table = _byte_table()
+    if not all(char in table for char in spelling):
+        return spelling
+    return f"<{bytes(table[char] for char in spelling).hex().upper()}>"
 
 
 def visible(text: str, ascii_only: bool = False) -> str:
