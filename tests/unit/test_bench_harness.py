@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from outrider import LLM, Limits, SamplingParams
-from outrider.bench import BenchResult, Harness, Options, bench
+from outrider.bench import BenchResult, Harness, Options, bench, harness
 from outrider.bench.harness import as_suite, rotated
 from outrider.bench.observe import Memory
 from outrider.bench.peers import PeerRun, PeerRunner
@@ -77,6 +78,12 @@ def llm_texts(params: SamplingParams) -> list[list[int]]:
     """What plain decoding says to ``TEXTS``, without the harness."""
     engine = LLM(llm().language_model, tokenizer=llm().tokenizer, preset="plain")
     return [engine.chat(text, params).token_ids for text in TEXTS]
+
+
+def test_the_example_of_the_documentation_runs():
+    outcome = doctest.testmod(harness)
+    assert outcome.attempted >= 6
+    assert outcome.failed == 0
 
 
 def test_figures_are_those_of_the_records():
@@ -274,9 +281,9 @@ class FakePeer:
 
 def beside(*peers):
     runners = [PeerRunner(peer, llm().tokenizer, llm().engine.stop_tokens) for peer in peers]
-    harness = Harness(llm(), TEXTS, "pld", SHORT, peers=runners)
-    harness.run()
-    return harness.result()
+    measured = Harness(llm(), TEXTS, "pld", SHORT, peers=runners)
+    measured.run()
+    return measured.result()
 
 
 def test_peers_answer_in_turns_and_are_set_against_their_own_baseline():
@@ -363,8 +370,8 @@ def test_without_a_draft_model():
     alone = LLM(llm().language_model, tokenizer=llm().tokenizer, preset="plain")
     with pytest.raises(ConfigError, match=r"'spec-decode' needs a draft model.*--draft-model"):
         bench(alone, TEXTS, "spec-decode", SHORT)
-    harness = Harness(alone, TEXTS, "all")
-    assert {one.name: one.reason for one in harness.chosen.left_out}["spec-decode"] == "needs a draft model"
+    everything = Harness(alone, TEXTS, "all")
+    assert {one.name: one.reason for one in everything.chosen.left_out}["spec-decode"] == "needs a draft model"
 
 
 # -- what fails on the way --------------------------------------------------------------------------------------------
@@ -430,12 +437,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch, numb
     """3 presets, a warm-up of 3 answers, then prompts of one, two and one turns, twice."""
     suite = conversations(("one two one two",), ("abcabc", "more"), ("hello",))
 
-    def harness():
+    def again():
         return Harness(llm(), suite, "pld,sam", SHORT, Options(repeats=2))
 
-    whole = harness()
+    whole = again()
     whole.run()
-    first, path = harness(), tmp_path / "out.json.partial"
+    first, path = again(), tmp_path / "out.json.partial"
     with monkeypatch.context() as patch:
         interrupt_at(patch, number)
         journal = first.journal(path, first.facts())
@@ -448,7 +455,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch, numb
         assert len(partial.plain.records) == kept
         assert any("Incomplete: 1 of 6" in note for note in partial.notes)
     steps = []
-    second = harness()
+    second = again()
     journal = second.journal(path, second.facts())
     assert len(journal.entries) == kept
     second.run(journal, steps.append)
@@ -457,7 +464,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch, numb
     assert steps[-1].done == 23
     assert texts(second.result()) == texts(whole.result())
     assert any("resumed" in note for note in second.result().notes) == bool(kept)
-    third = harness()
+    third = again()
     steps.clear()
     third.run(third.journal(path, third.facts()), steps.append)
     assert not steps, "all of it was there"
@@ -475,11 +482,10 @@ def test_other_settings_do_not_go_on(tmp_path):
     path = tmp_path / "partial"
 
     def open_(prompts=TEXTS, presets="pld", params=SHORT, options=None, model=None, restart=False):
-        harness = Harness(model or llm(), prompts, presets, params, options)
-        return harness.journal(path, harness.facts(), restart)
+        there = Harness(model or llm(), prompts, presets, params, options)
+        return there.journal(path, there.facts(), restart)
 
-    harness = Harness(llm(), TEXTS, "pld", SHORT)
-    harness.run(open_())
+    Harness(llm(), TEXTS, "pld", SHORT).run(open_())
     assert len(open_().entries) == 4
     other = LLM(tiny_model(seed=5), tokenizer=tiny_tokenizer(), preset="plain")
     for changed, match in (

@@ -2,11 +2,13 @@
 
 >>> from outrider import LLM, SamplingParams
 >>> from outrider.bench import bench
->>> llm = LLM("smollm2-135m")                                                                # doctest: +SKIP
->>> prompts = ["Name ten animals.", "Count to forty."]
->>> result = bench(llm, prompts, "pld,sam", SamplingParams(max_tokens=64))                   # doctest: +SKIP
->>> {each.name: each.speedup for each in result.presets}                                     # doctest: +SKIP
-{'plain': 1.0, 'pld': 1.31, 'sam': 1.52}
+>>> from outrider.testing.tiny import tiny_model, tiny_tokenizer
+>>> llm = LLM(tiny_model(), tokenizer=tiny_tokenizer())  # or any other: LLM("smollm2-135m")
+>>> result = bench(llm, ["count: one two three", "abcabcabc"], "pld,sam", SamplingParams(max_tokens=16))
+>>> [(each.name, each.identical) for each in result.presets]
+[('plain', 1.0), ('pld', 1.0), ('sam', 1.0)]
+>>> result.preset("sam").speedup > 0, result.preset("sam").tokens_per_second > 0
+(True, True)
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from outrider.bench.records import compared, jsonable, make_record, promised
 from outrider.bench.result import BASELINE, BenchResult, LeftOut, Settings
 from outrider.bench.runners import WARM_UP, Answer, Conversation, PresetRunner, Runner
 from outrider.bench.suite import Suite, SuitePrompt
-from outrider.errors import ConfigError, RequestError, check_number
+from outrider.errors import CacheFull, ConfigError, RequestError, check_number
 from outrider.params import SamplingParams
 from outrider.provenance import Provenance, provenance
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 ORDER = "rotated by one from turn to turn, and reversed every other round"
 _FOR_PEERS = {"max_tokens", "temperature", "seed", "ignore_eos"}
+_UNSERVED = (RequestError, CacheFull)
 _SEED = 0
 """Where something is drawn and no seed was given: two results of one command should be of the same texts."""
 
@@ -228,15 +231,14 @@ class Harness:
             runner.renew()
 
     def _warm_up(self) -> None:
-        """Everybody answers a few tokens, untimed, and forgets them."""
+        """Everybody answers a few tokens, untimed, with engines that the first pass replaces."""
         params = SamplingParams(max_tokens=WARM_UP, ignore_eos=True)
         try:
             prompt = Conversation(self.llm, self.suite.prompts[-1]).ids(0)
             for runner in self.runners:
                 runner.answer(prompt, params)
-        except RequestError:
+        except _UNSERVED:
             pass  # this prompt will be met again, and reported
-        self._renew()
 
     def _prompt(self, run: int, index: int, prompt: SuitePrompt, progress: _Progress) -> Entry:
         """All turns of one prompt, everybody reading the same tokens: the answers of the baseline are fed back."""
@@ -247,7 +249,7 @@ class Harness:
             try:
                 ids = conversation.ids(turn)
                 answers = self._turn(ids, rotated(self.runners, index + turn + run), name, progress, entry)
-            except RequestError as error:
+            except _UNSERVED as error:
                 entry.failures.append(LeftOut(name=name, reason=str(error)))
                 break
             _, plain = answers[BASELINE]
@@ -274,7 +276,7 @@ class Harness:
             self._memory.reset()
             try:
                 answers[runner.name] = (place, runner.answer(ids, self.params))
-            except RequestError as error:
+            except _UNSERVED as error:
                 if runner not in self.peers:
                     raise RequestError(f"{runner.name}: {error}") from None
                 entry.failures.append(LeftOut(name=f"{name}, {runner.name}", reason=str(error)))

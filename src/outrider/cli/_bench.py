@@ -103,7 +103,9 @@ def progress(screens: Screens) -> Iterator[Callable[[Step], None]]:
         task = bar.add_task("warming up", total=None)
 
         def tell(step: Step) -> None:
-            bar.update(task, description=f"{step.who} · {step.prompt}", completed=step.done, total=step.total)
+            if bar.tasks[task].total is None:  # what an earlier attempt measured was not that fast
+                bar.reset(task, total=step.total, completed=step.done)
+            bar.update(task, description=f"{step.who} · {step.prompt}", completed=step.done)
 
         yield tell
 
