@@ -339,12 +339,12 @@ def test_llama_generates_on_tokens_and_counts_calls(llama):
     assert first.resets == 2
     assert first.options["n_threads"] == torch.get_num_threads()
     assert second.options["draft_model"] == ("lookup", 10)
-    assert "'tiny.gguf' (Q4_1)" in plain.notes[0]
     runner = PeerRunner(plain, llama.tokenizer, ())
     assert runner.guarantee is Guarantee.RELAXED, "other numerics must not be called wrong"
     plain.close()
     assert first.closed
     assert not second.closed
+    assert "'tiny.gguf' (Q4_1)" in plain.notes[0], "reports are written when the weights are gone"
 
 
 def test_llama_refuses_what_cannot_work(llama, monkeypatch):
@@ -483,6 +483,13 @@ def test_exports_are_found_in_the_models_own_folders(llm, folder, tmp_path):
     assert found == Exports(tmp_path / "one.gguf", tmp_path, tmp_path)
     (tmp_path / "two.gguf").write_bytes(b"")
     assert PeerSetup.of(llm, tmp_path).exports.gguf is None, "of two files neither is the model's"
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    for record in ("{", "[]", '{"source": 3}', '{"source": "hub:a/b"}', '{"source": "/gone.gguf"}'):
+        (unpacked / "outrider.json").write_text(record)
+        assert PeerSetup.of(llm, unpacked).exports.gguf is None
+    (unpacked / "outrider.json").write_text(json.dumps({"source": str(tmp_path / "one.gguf")}))
+    assert PeerSetup.of(llm, unpacked).exports.gguf == tmp_path / "one.gguf"
     given = Exports(gguf=tmp_path / "two.gguf")
     assert PeerSetup.of(llm, tmp_path, exports=given).exports.gguf == tmp_path / "two.gguf"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
 from collections import Counter
 from importlib.resources import files
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import huggingface_hub
@@ -440,3 +442,31 @@ def test_a_template_goes_around_the_first_turn_alone(tmp_path):
     path = lines(tmp_path / "a.jsonl", {"turns": ["{prompt}", "second"]})
     (prompt,) = read_prompts(path, Shape("jsonl", template="[{prompt}]"))
     assert prompt.turns == ("[{prompt}]", "second")
+
+
+# -- the page ---------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "suites.md").read_text(encoding="utf-8")
+
+
+def block(language):
+    (text,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return text
+
+
+def test_the_page_counts_as_the_suite_does():
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", PAGE, re.MULTILINE)
+    assert {name: int(count) for name, count in rows if name in GROUPS} == GROUPS
+    assert f"| `own` | {sum(GROUPS.values())} |" in PAGE
+
+
+def test_the_examples_of_the_page_run(tmp_path, capsys):
+    exec(block("python"), {})
+    assert "chat-03 chat 2" in capsys.readouterr().out
+    suite = load_suite(str(lines(tmp_path / "mine.jsonl", block("json"))))
+    assert [prompt.id for prompt in suite.prompts] == ["line-1", "letter-3", "line-3", "line-4", "line-5", "line-6"]
+    lines(tmp_path / "tickets.jsonl", {"prompt": "Where is it?", "category": "refund"})
+    path = tmp_path / "tickets.yaml"
+    path.write_text(re.sub(r"sha256: 5f0c\.\.\..*", "", block("yaml")))
+    (prompt,) = load_suite(str(path)).prompts
+    assert (prompt.group, prompt.turns[0]) == ("money", "Answer this ticket in two sentences.\n\nWhere is it?")

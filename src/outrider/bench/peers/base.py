@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +47,8 @@ class PeerSetup:
     def of(
         cls, llm: LLM, folder: Path | None, draft_folder: Path | None = None, exports: Exports | None = None
     ) -> PeerSetup:
-        """The setup beside ``llm``. Without ``exports.openvino`` the model's own folder is taken if it holds an export;
-        a folder that holds one ``.gguf`` file offers that."""
+        """The setup beside ``llm``. What ``exports`` leave out is looked for in the models' own folders: an export, a
+        ``.gguf`` file, or the file that the folder was unpacked from."""
         model, given = llm.language_model, exports or Exports()
         return cls(
             folder=folder,
@@ -57,7 +58,7 @@ class PeerSetup:
             dtype=model.dtype,
             max_context=llm.limits.max_context or CONTEXT,
             exports=Exports(
-                gguf=given.gguf or _only_gguf(folder),
+                gguf=given.gguf or _gguf_of(folder),
                 openvino=given.openvino or _if_export(folder),
                 openvino_draft=given.openvino_draft or _if_export(draft_folder),
             ),
@@ -155,9 +156,20 @@ def installed_version(distribution: str) -> str:
         return ""
 
 
-def _only_gguf(folder: Path | None) -> Path | None:
-    found = sorted(folder.glob("*.gguf")) if folder is not None else []
-    return found[0] if len(found) == 1 else None
+def _gguf_of(folder: Path | None) -> Path | None:
+    """The GGUF file in a model's folder, or the one the folder was unpacked from."""
+    from outrider.pull.store import RECORD
+
+    if folder is None:
+        return None
+    found = sorted(folder.glob("*.gguf"))
+    if found:
+        return found[0] if len(found) == 1 else None
+    try:
+        source = Path(json.loads((folder / RECORD).read_text(encoding="utf-8"))["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return source if source.suffix == ".gguf" and source.is_file() else None
 
 
 def _if_export(folder: Path | None) -> Path | None:

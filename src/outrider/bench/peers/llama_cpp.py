@@ -25,6 +25,7 @@ class Llama:
     def __init__(self, setup: PeerSetup) -> None:
         self._setup = setup
         self._llama: Any = None
+        self._kind = "of unknown type"
 
     @property
     def version(self) -> str:
@@ -34,8 +35,7 @@ class Llama:
     def notes(self) -> list[str]:
         file = self._setup.exports.gguf
         assert file is not None, "not available"
-        kind = _file_type(self._llama)
-        return [f"The weights are those in {file.name!r} ({kind}), multiplied by llama.cpp's own kernels."]
+        return [f"The weights are those in {file.name!r} ({self._kind}), multiplied by llama.cpp's own kernels."]
 
     def available(self) -> str | None:
         why = missing("llama_cpp", "llama-cpp-python")
@@ -73,6 +73,7 @@ class Llama:
             )
         except (ValueError, RuntimeError, OSError) as error:
             raise ModelError(f"{self.name} cannot read {str(self._setup.exports.gguf)!r}", why=str(error)) from error
+        self._kind = _file_type(self._llama)
         self._check_tokens()
 
     def _options(self) -> dict[str, Any]:
