@@ -171,7 +171,7 @@ def panel(line: Sequence[Point], others: Iterable[Sequence[Point]], frame: Frame
     front = [{"x": p.x, "y": p.y, "tip": p.tip, "fill": "var(--c1)" if p.sure else "var(--paper)"} for p in line]
     chart = alt.layer(
         alt.Chart(alt.Data(values=behind))
-        .mark_line(strokeWidth=1, color="var(--soft)", opacity=0.35)
+        .mark_line(strokeWidth=1, color="var(--soft)", opacity=0.5)
         .encode(x=x, y=y, detail="of:N"),
         alt.Chart(alt.Data(values=front)).mark_line(strokeWidth=2, color="var(--c1)").encode(x=x, y=y),
         alt.Chart(alt.Data(values=front))

@@ -66,7 +66,8 @@ def _headline(result: BenchResult, presets: Sequence[PresetResult]) -> str:
     """The finding in one sentence."""
     best = _best(presets)
     if best is None or best.speedup is None:
-        return "No preset could be compared with plain decoding."
+        wrong = any(preset.wrong for preset in presets)
+        return "Every preset was wrong somewhere." if wrong else "No preset could be compared with plain decoding."
     value, interval = f"{best.speedup:.2f} times", best.interval
     if interval is None:
         return f"{best.name} measured {value} the speed of plain decoding; too few prompts for an interval."
@@ -82,7 +83,8 @@ def _cards(result: BenchResult, presets: Sequence[PresetResult]) -> list[tuple[s
     cards = []
     best = _best(presets)
     if best is not None and best.speedup is not None:
-        cards.append(("best preset", Cell(best.name, below=f"of {count(len(presets) - 1, 'preset')}")))
+        name = "best preset" if best.interval and best.interval.low > 1 else "fastest measured"
+        cards.append((name, Cell(best.name, below=f"of {count(len(presets) - 1, 'preset')}")))
         told = f"{level(result)}: {span(best.interval)}" if best.interval else "no interval"
         cards.append(("speed-up over plain", Cell(f"{best.speedup:.2f}×", colour(best.interval), below=told)))
     fast = best or presets[0]
@@ -95,8 +97,7 @@ def _cards(result: BenchResult, presets: Sequence[PresetResult]) -> list[tuple[s
     if compared:
         same = sum(preset.identical_answers for preset in presets[1:])
         ties, wrong = (sum(getattr(preset, kind) for preset in presets[1:]) for kind in ("ties", "wrong"))
+        tone = "bad" if wrong else "" if ties else "good"
         told = f"{same:,} of {compared:,}; {count(ties, 'near-tie')}, {wrong:,} wrong"
-        cards.append(
-            ("answers identical to plain", Cell(share(same, compared), "bad" if wrong else "good", below=told))
-        )
+        cards.append(("answers identical to plain", Cell(share(same, compared), tone, below=told)))
     return cards

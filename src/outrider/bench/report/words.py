@@ -56,9 +56,9 @@ def colour(interval: Interval | None) -> str:
     return "good" if interval.low > 1 else "bad"
 
 
-def breakable(name: str) -> Markup:
-    """The name of a preset, escaped, with places where a line may end."""
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[|+,:])|(?=\()", name))
+def breakable(name: str, after: str = "|+,:") -> Markup:
+    """A name, escaped, with places where a line may end: behind the characters of ``after``, before a bracket."""
+    return Markup("<wbr>").join(escape(part) for part in re.split(rf"(?<=[{re.escape(after)}])|(?=\()", name))
 
 
 def told(rows: Sequence[Row]) -> str:
