@@ -37,6 +37,9 @@ class Opened:
         model = self.llm.language_model
         dtype = str(model.dtype).removeprefix("torch.")
         drafts = "" if self.drafter in ("", self.preset) else f" ({self.drafter})"
+        tuned = self.llm.tuned and self.llm.tuned.profile
+        if tuned:
+            drafts = f": {tuned.preset} (tuned {tuned.day})"
         return f"{self.model} · {self.preset}{drafts} · {model.device} {dtype} · loaded in {self.seconds:.1f} s"
 
     def again(self, preset: str) -> LLM:
@@ -102,6 +105,8 @@ def open_model(source: Source, screens: Screens, *, prefix_entries: int = 0) -> 
             dtype=source.dtype,
             limits=Limits(max_rows=1, max_context=source.max_context, prefix_entries=prefix_entries),
         )
+    for note in llm.tuned.notes if llm.tuned else ():
+        screens.note(note, "yellow")
     llm.language_model.name = _called(source.model)
     if llm.draft is not None and source.draft_model is not None:
         llm.draft.model.name = _called(source.draft_model)

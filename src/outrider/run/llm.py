@@ -19,7 +19,11 @@ from outrider.run.request import Emission, Origin, Request, RequestOutput, Stats
 from outrider.run.scheduler import Limits
 
 if TYPE_CHECKING:
+    from outrider.tune.lookup import Tuned
     from outrider.types import Needs, Outcome
+
+AUTO = "auto"
+"""The preset that a tuned profile stands behind, where one fits."""
 
 Message = dict[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -44,9 +48,10 @@ class LLM:
 
     ``model`` and ``draft_model`` are a known name, a hub id, a local folder, a ``.gguf`` file, or a transformers
     model object (used as it is, in its dtype). ``preset`` is a name, a combination like ``"sam|token-recycling"``,
-    or ``Parts``. Unless given, the first device found (cuda, mps, cpu) is used, and half precision where its
-    hardware multiplies it, float32 elsewhere. ``limits`` bounds rows and context; ``adapter`` puts a LoRA folder on the
-    target; ``trust_remote_code`` and ``allow_pickle`` allow what is refused otherwise.
+    or ``Parts``; "auto" takes what ``outrider tune`` chose for this model on this machine, where it has. Unless given,
+    the first device found (cuda, mps, cpu) is used, and half precision where its hardware multiplies it, float32
+    elsewhere. ``limits`` bounds rows and context; ``adapter`` puts a LoRA folder on the target; ``trust_remote_code``
+    and ``allow_pickle`` allow what is refused otherwise.
 
     Raises ``ConfigError`` and ``IncompatibleParts`` for settings that cannot work, ``ModelError`` for models.
 
@@ -98,6 +103,13 @@ class LLM:
             draft = open_(draft_model, None, place, **draft_options)
             check_same_vocabulary(loaded.tokenizer, draft.tokenizer, loaded.model.name, draft.model.name)
         self.draft = draft
+        self.tuned: Tuned | None = None
+        """What ``outrider tune`` left for ``preset="auto"``; None for other presets."""
+        if preset == AUTO:
+            from outrider.tune.lookup import tuned
+
+            self.tuned = tuned(loaded.model, None if draft is None else draft.model)
+            self.parts = self.tuned.parts or self.parts
         self.limits = limits or Limits()
         self._pieces: dict[int, deque[Emission]] = {}  # of running streams, by request
         self.engine = Engine(

@@ -139,7 +139,7 @@ def candidates(
 def _candidate(spec: str, target: LanguageModel, draft_model: bool, params: SamplingParams) -> Candidate:
     asks = needs(spec)
     if spec == "auto":
-        raise ConfigError("'auto' as a candidate", why="it stands for the result", hint="Name what it may choose from.")
+        raise ConfigError("'auto' as a candidate", why="It stands for the result", hint="Name what it may choose from.")
     if "draft_model" in asks and not draft_model:
         raise ConfigError(f"candidate {spec!r} needs a draft model", hint="Give --draft-model NAME.")
     parts = preset(spec)
@@ -148,6 +148,12 @@ def _candidate(spec: str, target: LanguageModel, draft_model: bool, params: Samp
         raise ConfigError(
             f"candidate {spec!r} changes the distribution of the text",
             hint="Name it with --preset when you want it: auto never chooses it.",
+        )
+    if parts.policy.core() is not parts.policy:
+        raise ConfigError(
+            f"candidate {spec!r} adapts its lengths by itself",
+            why="Preset auto puts what is chosen under such a policy anyway",
+            hint="Name what it adapts.",
         )
     uses_draft_model = "draft_model" in asks
     effort = Effort.DRAFT_MODEL if uses_draft_model else Effort.LOOK_UP

@@ -3,8 +3,8 @@
     seconds of a step = draft + T(nodes, context) + host(nodes)
 
 summed over the steps that a candidate would take, each with its own number of nodes and its own context: the mean of
-T over the nodes that occur, not T of their mean. Reading the prompt is apart. The speed-up is over plain decoding of the
-same texts, priced by the same curve.
+T over the nodes that occur, not T of their mean. Reading the prompt is apart. The speed-up is over plain decoding of
+the same texts, priced by the same curve.
 """
 
 from __future__ import annotations

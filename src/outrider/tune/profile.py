@@ -1,8 +1,8 @@
 """Profiles: what was measured and chosen for one model on one machine, kept where ``preset="auto"`` finds it.
 
 One JSON file per model and machine, in a folder of the cache beside the models (``OUTRIDER_HOME``), written in one
-rename. A profile holds for exactly what it was measured with: the weights, their type and quantisation, device, processor,
-cores, threads, and the draft model if it is used.
+rename. A profile holds for exactly what it was measured with: the weights, their type and quantisation, device,
+processor, cores, threads, and the draft model if it is used.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from outrider.errors import ModelError
 from outrider.policy.cost import StepCost
 from outrider.provenance import facts, machine
 from outrider.pull import store
+from outrider.tune.lookup import FOLDER
 
 if TYPE_CHECKING:
     from outrider.model.base import LanguageModel
@@ -160,7 +161,7 @@ class Profile(_Data):
 
 def folder() -> Path:
     """Where profiles are kept. It need not exist."""
-    return store.home() / ".profiles"
+    return store.home() / FOLDER
 
 
 def around(target: LanguageModel, draft: LanguageModel | None) -> Around:

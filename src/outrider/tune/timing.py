@@ -47,6 +47,10 @@ class Timed(Drafter):
         self.name, self.needs = inner.name, inner.needs
         self.kinds, self.branching = inner.kinds, inner.branching
 
+    @property
+    def sources(self) -> tuple[tuple[str, ...], ...]:
+        return self.inner.sources
+
     def take(self) -> float:
         """Seconds since the last call."""
         seconds, self.seconds = self.seconds, 0.0

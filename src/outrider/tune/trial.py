@@ -164,6 +164,7 @@ def replay(llm: LLM, name: str, records: Sequence[Record], params: SamplingParam
         tokenizer=llm.tokenizer,
         stop_tokens=llm.engine.stop_tokens,
         draft_model=None if llm.draft is None else llm.draft.model,
+        sources=drafter.sources,
     )
     drafter.bind(context)
     parts.policy.bind(context)

@@ -60,7 +60,7 @@ def as_profile(found: Outcome, llm: LLM, task: Task, names: tuple[str, str | Non
         ranking=[_place(one) for one in found.ranking],
         left_out=[profile.LeftOut(preset=one.name, reason=one.reason) for one in found.dropped],
         workload=profile.Workload(
-            source=f"{task.suite.name} {task.suite.version}",
+            source=task.suite.name if task.suite.version == "0" else f"{task.suite.name} {task.suite.version}",
             recorded=len(found.records),
             checked=found.checks[0].prompts if found.checks else 0,
             tokens=sum(len(one.output) for one in found.records),
