@@ -216,8 +216,8 @@ def test_repeats_pair_run_by_run():
     assert result.settings.repeats == 3
 
 
-def test_one_prompt_gives_no_interval_and_says_so():
-    result = bench(llm(), ["hello"], "pld", SHORT)
+def test_two_prompts_give_no_interval_and_say_so():
+    result = bench(llm(), TEXTS[:2], "pld", SHORT)
     assert result.preset("pld").interval is None
     assert result.preset("pld").speedup > 0
     assert any("no interval" in note for note in result.notes)

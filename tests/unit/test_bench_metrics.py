@@ -119,8 +119,8 @@ def test_pairing_is_kept_when_prompts_are_drawn():
 def test_the_same_records_give_the_same_interval():
     sums = np.random.default_rng(0).gamma(5.0, size=(30, 4))
     assert interval(sums) == interval(sums.copy())
-    assert interval(sums[:1]) is None
-    assert interval(sums[:2]) is not None
+    assert interval(sums[:2]) is None
+    assert interval(sums[:3]) is not None
 
 
 def test_where_prefill_cannot_be_told_apart_all_time_counts_on_both_sides():
@@ -133,18 +133,19 @@ def test_figures_add_up():
     records = [
         record("a", 10, 1.0, target_calls=4, draft_tokens=12, accepted_tokens=6, acceptance_histogram=[1, 1, 1, 1]),
         record("b", 10, 3.0, target_calls=6, draft_tokens=8, accepted_tokens=4, acceptance_histogram=[3, 2, 1]),
+        record("c", 10, 2.0, target_calls=5, draft_tokens=0, accepted_tokens=0, acceptance_histogram=[5]),
     ]
-    total = figures(records, [record("a", 10, 4.0), record("b", 10, 4.0)], "plain")
-    assert (total.prompts, total.answers, total.emitted_tokens) == (2, 2, 20)
+    total = figures(records, [record(name, 10, 4.0) for name in "abc"], "plain")
+    assert (total.prompts, total.answers, total.emitted_tokens) == (3, 3, 30)
     assert total.tokens_per_second == pytest.approx(5.0)
     assert total.tokens_per_second_with_prefill == pytest.approx(4.0)
     assert total.mean_accepted_length == pytest.approx(2.0)
     assert total.acceptance_rate == pytest.approx(0.5)
-    assert total.acceptance_histogram == [4, 3, 2, 1]
+    assert total.acceptance_histogram == [9, 3, 2, 1]
     assert total.speedup == pytest.approx(2.0)
     assert total.speedup_with_prefill == pytest.approx(9 / 5)
     assert total.interval.low < 2 < total.interval.high
-    assert total.seconds["target"] == pytest.approx(4.0)
+    assert total.seconds["target"] == pytest.approx(6.0)
 
 
 def test_what_a_peer_does_not_tell_stays_unknown():

@@ -129,8 +129,8 @@ def _notes(harness: Harness) -> list[str]:
             f"Temperature {params.temperature:g}: `identical` is claimed only for presets that promise it, and with "
             "other presets the texts, hence the prompts of later turns, are other draws from the same distribution."
         )
-    if len(harness.suite.prompts) == 1:
-        notes.append("One prompt gives no interval.")
+    if len(harness.suite.prompts) < metrics.FEWEST:
+        notes.append(f"Fewer than {metrics.FEWEST} prompts give no interval.")
     if llm.language_model.device.type == "cuda":
         notes.append("On a GPU the parts of the time follow the host: work shows up where the host waits for it.")
     return notes

@@ -12,7 +12,10 @@ import numpy as np
 from outrider.bench.paired import LEVEL, SPEED, standard_error, student_quantile
 from outrider.bench.result import PARTS, AtContext, AtDepth, Figures, Interval, Ratio, Record
 
-_FEW = {1: 12.706, 2: 4.303, 3: 3.182}
+FEWEST = 3
+"""Prompts that an interval needs: what two tell of their own spread is next to nothing."""
+
+_FEW = {2: 4.303, 3: 3.182}
 """Student's t at 95 % for the few degrees of freedom that ``student_quantile`` does not cover."""
 
 CONTEXT_EDGES = (0, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -21,13 +24,13 @@ CONTEXT_EDGES = (0, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 def interval(sums: np.ndarray) -> Interval | None:
     """Of ``(sum tokens / sum seconds) / (sum base tokens / sum base seconds)``, the columns of ``sums`` f64[prompts,4];
-    None below two prompts.
+    None below ``FEWEST`` prompts.
 
     The standard error of the ratio's logarithm comes from the paired bootstrap, the number of errors from Student's t:
     the plain percentiles of a bootstrap over few prompts are too narrow.
     """
     prompts = len(sums)
-    if prompts < 2:
+    if prompts < FEWEST:
         return None
     tokens, seconds, base_tokens, base_seconds = sums.T
     ones = np.ones(prompts)

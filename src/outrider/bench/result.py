@@ -15,7 +15,8 @@ Words used throughout, defined here and nowhere else:
     this is the ratio of their times; where they do not it is the ratio of their times per token.
 *interval*
     95 %, from resampling prompts with replacement, both sides of a prompt together (paired bootstrap on the log scale,
-    with Student's t for the number of prompts). The turns and runs of a prompt stay together. One prompt gives none.
+    with Student's t for the number of prompts). The turns and runs of a prompt stay together. Fewer than three prompts
+    give none.
 *mean accepted length*
     emitted tokens per target call, the token that the target itself adds included. Plain decoding is 1.
 *acceptance rate*
@@ -60,7 +61,7 @@ class Interval(Data):
 
 
 class Ratio(Data):
-    """A speed-up and what it is over. ``interval`` is None where ``prompts`` is below 2."""
+    """A speed-up and what it is over. ``interval`` is None where ``prompts`` is below 3."""
 
     baseline: str
     value: float
