@@ -39,6 +39,15 @@ def test_a_result_does_not_differ_from_itself() -> None:
     assert diff.presets[1].total.speedup.ratio == pytest.approx(1)
 
 
+def test_rounding_of_sums_is_no_difference() -> None:
+    """All times alike but for their last digits: the interval has no width, and must not be on one side of 1."""
+    sums = np.ones((8, 2, 4))
+    sums[:, 1, 1] += 1e-12
+    assert change(sums, SPEED).verdict == SAME
+    sums[:, 1, 1] += 1e-3
+    assert change(sums, SPEED).verdict == SLOWER
+
+
 def test_a_fifth_slower_is_slower_and_the_other_way_round_faster() -> None:
     old, new = result(METHODS), result(slowed(METHODS, "sam", 0.8), seed=1)
     there, back = compare(old, new), compare(new, old)

@@ -191,6 +191,13 @@ def test_peers_name_their_baselines(whole: BenchResult, page: Page) -> None:
     assert "Prefill is not measured apart." in page.text
 
 
+def test_times_are_divided(whole: BenchResult, page: Page) -> None:
+    plain = whole.plain
+    each = 1000 * plain.seconds["target"] / plain.emitted_tokens
+    share = plain.seconds["target"] / sum(plain.seconds.values())
+    assert f">{each:.2f}<small>{100 * share:.1f} %</small>" in page.html
+
+
 def test_prompts_show_their_own_speedups(whole: BenchResult, page: Page) -> None:
     record, base = whole.preset("silent").records[4], whole.plain.records[4]
     own = base.decode_seconds / record.decode_seconds

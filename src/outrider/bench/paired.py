@@ -33,6 +33,8 @@ SPEED, SPEEDUP = (1.0, -1.0, 0.0, 0.0), (1.0, -1.0, -1.0, 1.0)
 
 RESAMPLES = 2000
 _SEED = 20_001
+_ROUNDING = 1e-9
+"""Sums of the same times in another order are no difference."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Change:
     @property
     def verdict(self) -> str:
         """``FASTER`` or ``SLOWER`` where the whole interval is on one side of 1, else ``SAME``."""
-        if self.interval is None or self.interval.low <= 1 <= self.interval.high:
-            return SAME
-        return FASTER if self.interval.low > 1 else SLOWER
+        if self.interval is not None and self.interval.low > 1 + _ROUNDING:
+            return FASTER
+        return SLOWER if self.interval is not None and self.interval.high < 1 - _ROUNDING else SAME
 
     def as_dict(self) -> dict[str, Any]:
         interval = self.interval.model_dump() if self.interval else None

@@ -13,14 +13,14 @@ from outrider.bench.charts import Frame, Point, Row, Stack
 from outrider.bench.report.words import colour, span, told
 from outrider.bench.result import BASELINE, BenchResult, Interval, PresetResult
 
-PARTS = {
+TONES = {
     "prefill": ("prefill", "c7"),
     "draft": ("draft", "c2"),
     "target": ("target", "c1"),
     "verify": ("verify", "c4"),
     "other": ("host", "c5"),
 }
-"""Names and colours of the parts of ``seconds``."""
+"""Names and colours of the parts of ``seconds``, in the order of ``result.PARTS``."""
 
 SURE = 20
 """Target calls behind a point of a line, below which it is drawn hollow."""
@@ -40,7 +40,7 @@ def draw(result: BenchResult, presets: Sequence[PresetResult]) -> dict[str, Any]
         "contexts": _contexts(presets),
         "against": _against(result, presets),
         "own": _own(result, presets),
-        "parts": list(PARTS.values()),
+        "parts": list(TONES.values()),
     }
 
 
@@ -87,7 +87,7 @@ def _times(presets: Sequence[PresetResult]) -> Drawing | None:
         if not preset.emitted_tokens or not whole:
             continue
         parts = []
-        for part, (name, tone) in PARTS.items():
+        for part, (name, tone) in TONES.items():
             seconds = preset.seconds.get(part, 0.0)
             each = 1000 * seconds / preset.emitted_tokens
             if seconds:

@@ -8,7 +8,7 @@ from typing import Any
 
 from outrider.bench import metrics
 from outrider.bench.report.words import NONE, Cell, colour, count, number, share, span
-from outrider.bench.result import BASELINE, BenchResult, Figures, Interval, PeerResult, PresetResult, Record
+from outrider.bench.result import BASELINE, PARTS, BenchResult, Figures, Interval, PeerResult, PresetResult, Record
 
 DIFFERENCES = 100
 """Differences listed one by one; the JSON file has them all."""
@@ -22,6 +22,7 @@ def fill(result: BenchResult, presets: Sequence[PresetResult]) -> dict[str, Any]
         "differences": _differences(presets),
         "peers": [(peer, _peer(peer)) for peer in result.peers],
         "figures": [(preset.name, _figures(preset)) for preset in presets],
+        "times": [(preset.name, _times(preset)) for preset in presets if preset.emitted_tokens],
         "prompts": _prompts(presets),
     }
 
@@ -106,6 +107,17 @@ def _figures(preset: PresetResult) -> list[str]:
         number(preset.draft_tokens, ",d"),
         NONE if memory is None else f"{memory / 2**30:.2f} GiB",
     ]
+
+
+def _times(preset: PresetResult) -> list[Cell]:
+    """Milliseconds per emitted token by part, then together."""
+    whole = sum(preset.seconds.values())
+    cells = []
+    for part in PARTS:
+        seconds = preset.seconds.get(part, 0.0)
+        below = f"{100 * seconds / whole:.1f} %" if whole else ""
+        cells.append(Cell(f"{1000 * seconds / preset.emitted_tokens:.2f}", below=below))
+    return [*cells, Cell(f"{1000 * whole / preset.emitted_tokens:.2f}")]
 
 
 def _prompts(presets: Sequence[PresetResult]) -> list[tuple[Record, list[Cell]]]:
