@@ -95,6 +95,14 @@ def test_a_truncated_file_is_named(folder: Path, tmp_path: Path) -> None:
         load(broken)
 
 
+@pytest.mark.parametrize("text", ['{"model_type": "lla', "[1, 2]"])
+def test_a_damaged_configuration_is_named(folder: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load(str(tmp_path / "model"))
+
+
 def test_a_folder_without_weights_and_an_unknown_path(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(ModelError, match="has no weights"):

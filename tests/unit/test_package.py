@@ -44,8 +44,10 @@ def test_wheel_carries_the_package_and_nothing_else(wheel):
 
 def test_every_source_file_is_in_the_wheel(wheel):
     source = ROOT / "src" / "outrider"
-    expected = {f"outrider/{path.relative_to(source).as_posix()}" for path in source.rglob("*.py")}
-    assert len(expected) >= 4
+    kinds = ("*.py", "*.html", "*.yaml", "*.jsonl")  # pages and suites are data of the package
+    found = {kind: list(source.rglob(kind)) for kind in kinds}
+    assert all(found.values())
+    expected = {f"outrider/{path.relative_to(source).as_posix()}" for paths in found.values() for path in paths}
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
 
 

@@ -66,7 +66,7 @@ def read(
     """
     from transformers import AutoModelForCausalLM
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _read_config(folder)
     quantised = _check_quantised(folder, config)
     check_files(folder)
     try:
@@ -85,6 +85,18 @@ def read(
             hint="Check that it is a causal language model, and that transformers is new enough for it",
         ) from error
     return hf.eval() if quantised else hf.eval().to(device)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{str(folder / 'config.json')!r} cannot be read", why=str(error), hint="Fetch or copy the model again."
+        ) from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{str(folder / 'config.json')!r} is no configuration", hint="Fetch or copy the model again.")
+    return config
 
 
 def check_files(folder: Path) -> None:
