@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from outrider.params import SamplingParams
 from outrider.rng import Draws
 from outrider.run.scheduler import row_sampling, stop_ids
 from outrider.sampling import warp
-from outrider.types import Guarantee
+from outrider.types import DraftTree, Guarantee
 
 if TYPE_CHECKING:
     from outrider.run.engine import Engine
@@ -38,6 +39,7 @@ ROUNDING = {True: 64.0, False: 8.0}
 """No more than this many times eps times the largest logit is believed to be rounding, in float32 and better or in half
 precision: a forward whose blocks are wrong must not excuse what it makes of them. (Measured: up to 11 and 2.)"""
 _STRETCH = (-2.0, -1.0, 1.0, 2.0)
+_DRAWN = 8
 _PREFILL = 2048
 _REMEMBERED = 32
 _known: WeakKeyDictionary[LanguageModel, dict[Any, Tensor]] = WeakKeyDictionary()
@@ -155,19 +157,25 @@ class Judge:
         return known[key]
 
     def _score(self, prefix: Sequence[int], prompt_length: int, width: int) -> Tensor:
-        """f[V]: like plain decoding, the prompt but for its last token is read in one go."""
-        cuts = [len(prefix)]
-        while cuts[0] > max(0, prompt_length - 1):
+        """f[V]: the prompt in one go, as an engine reads it for a row that is alone, then ``width`` tokens at a time."""
+        model, end = self.model, len(prefix)
+        read = prompt_length if model.scores_last and width == 1 else prompt_length - 1
+        cuts = [end]
+        while cuts[0] > max(0, read):
             cuts.insert(0, max(0, cuts[0] - width))
         cuts = [*range(0, cuts[0], _PREFILL), *cuts]
-        store = self.model.new_store(1, len(prefix))
+        # A limit far away, as an engine's: the shape of the buffers is part of how plain decoding rounds.
+        store = model.new_store(1, (model.max_positions or 1 << 20) + _PREFILL)
         store.add()
+        last: Literal["all"] | int = 1 if width == 1 and model.scores_last else "all"
         for start, stop in pairwise(cuts):
-            block = Block.of_lists([list(prefix[start:stop])], self.model.device)
-            out = self.model.forward(block, store, logits="all" if stop == len(prefix) else "none")
+            block = Block.of_lists([list(prefix[start:stop])], model.device)
+            out = model.forward(block, store, logits=last if stop == end else "none")
             store.extend(0, [stop - start])
-        logits = out.logits if self.law is None else self.law(out.logits, block.as_tree())
-        row = logits[0, -1]
+        logits = out.logits[:, -1:]
+        if self.law is not None:
+            logits = self.law(logits, DraftTree.roots([prefix[-1]], model.device))
+        row = logits[0, 0]
         return row.clone() if row.dtype == torch.float64 else row.float()
 
 
@@ -210,10 +218,12 @@ class _Case:
         logits = self.judge.scores(self.prefix, self.prompt_length)
         least, limit = FLOOR.get(self.judge.model.dtype, FLOOR[torch.float32]), self._limit(logits)
         steps = torch.log_softmax(logits[1:], -1) - torch.log_softmax(logits[:1], -1)
-        # Laws as rounding might have made them: measured, and the same steps turned round and doubled, which finds
-        # tokens at the edge of a truncation as well.
-        stretched = [logits[:1] + stretch * steps for stretch in _STRETCH]
-        laws = self._laws(torch.cat([logits, *stretched]), self.params).double()
+        # Laws as rounding might have made them: measured; the same steps turned round and doubled; and steps drawn
+        # for every logit, of the size that one rounding of it has. This finds tokens at the edge of a truncation too.
+        size = torch.finfo(self.judge.model.dtype).eps * float(logits[0].abs().max())
+        drawn = np.random.default_rng(len(self.prefix)).uniform(-size, size, (_DRAWN, logits.shape[1]))
+        moved_by = [*(stretch * steps for stretch in _STRETCH), torch.from_numpy(drawn).to(logits)]
+        laws = self._laws(torch.cat([logits, logits[:1] + torch.cat(moved_by)]), self.params).double()
         seed, sample, root = (torch.tensor([n]) for n in (self.params.seed, self.sample, len(self.prefix) - 1))
         draw = float(Draws.of(seed, sample, root).text(torch.zeros(1, 1, dtype=torch.int64)))
         away = [_from_interval(laws, token, draw) for token in (found, wanted)]
