@@ -80,11 +80,6 @@ class Trial:
     def calls(self) -> int:
         return sum(len(steps) for steps in self.steps)
 
-    def of(self, group: str) -> Trial:
-        """The part of it about one group of prompts."""
-        kept = [i for i, prompt in enumerate(self.prompts) if prompt.group == group]
-        return replace(self, prompts=tuple(self.prompts[i] for i in kept), steps=tuple(self.steps[i] for i in kept))
-
     def beside(self, plain: Trial) -> Trial:
         """``plain`` on the prompts of this trial, each as far as this one came."""
         index = {prompt.id: i for i, prompt in enumerate(plain.prompts)}
