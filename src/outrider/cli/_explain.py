@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from outrider.cli._common import Screens, print_json
 from outrider.cli._open import Opened, Source, find_model, open_model
 from outrider.cli.run import Task
-from outrider.errors import ConfigError, RequestError
+from outrider.errors import ConfigError, RequestError, check_number
 
 if TYPE_CHECKING:
     from outrider.explain.record import Explanation
     from outrider.explain.sweep import Trial
     from outrider.explain.trace import Trace
     from outrider.explain.watch import Explainer
-    from outrider.model.base import LanguageModel
+    from outrider.model.load import Loaded
 
 
 INTERRUPTED = 130
@@ -159,7 +159,7 @@ def _decode(
 def decode_trace(given: Given, source: Source, shown: Shown, screens: Screens) -> bool:
     """Decode a trace again: one preset step by step, several as a ranked table."""
     from outrider.explain.replay import replay
-    from outrider.explain.sweep import expand, load_cost
+    from outrider.explain.sweep import expand, load_cost, sweep
     from outrider.explain.trace import Trace
 
     presets = [*given.presets, *(preset for spec in given.sweeps for preset in expand(spec))]
@@ -170,15 +170,20 @@ def decode_trace(given: Given, source: Source, shown: Shown, screens: Screens) -
                 raise ConfigError(f"{option} with several presets", hint="Replay one of them to see its steps.")
     elif given.cost is not None:
         raise ConfigError("--cost with one preset", hint="It ranks several: repeat --preset, or give --sweep.")
+    if source.threads is not None:
+        import torch
+
+        check_number("--threads", source.threads, 1)
+        torch.set_num_threads(source.threads)
     cost = None if given.cost is None else load_cost(given.cost)
     trace = Trace.load(given.file)
-    draft = None if source.draft_model is None else _draft_model(source, trace, screens)
+    loaded = None if source.draft_model is None else _draft_model(source, trace, screens)
+    draft, tokenizer = (None, None) if loaded is None else (loaded.model, loaded.tokenizer)
     screens.note(f"{trace.header.model}, recorded with {trace.header.preset}: {len(trace.tokens)} tokens")
     if not ranked:
-        shown.write(replay(trace, presets[0] if presets else trace.header.preset, draft), screens)
+        preset = presets[0] if presets else trace.header.preset
+        shown.write(replay(trace, preset, draft, tokenizer), screens)
         return False
-    from outrider.explain.sweep import sweep
-
     trials, interrupted = _collect(sweep(trace, presets, cost, draft), len(presets), screens)
     if trials and all(trial.refused for trial in trials):
         raise ConfigError("none of these presets can be replayed", why=trials[0].refused)
@@ -231,7 +236,7 @@ def _collect(running: Iterator[Trial], total: int, screens: Screens) -> tuple[li
     return trials, False
 
 
-def _draft_model(source: Source, trace: Trace, screens: Screens) -> LanguageModel:
+def _draft_model(source: Source, trace: Trace, screens: Screens) -> Loaded:
     """A draft model to run beside the recorded target. Raises ``ConfigError`` where its tokens are other tokens."""
     from outrider.cli._open import _quiet
     from outrider.explain.words import Texts
@@ -248,4 +253,4 @@ def _draft_model(source: Source, trace: Trace, screens: Screens) -> LanguageMode
                 f"token {token} is {text!r} in the trace and another one for the draft model {source.draft_model}",
                 hint="Give a draft model with the target's vocabulary.",
             )
-    return loaded.model
+    return loaded

@@ -154,8 +154,17 @@ def explain(
 def _refuse_given(context: typer.Context) -> None:
     """A trace fixes the prompt and all that made the text: options that would change it are refused, not ignored."""
     for name, option in _RECORDED.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _was_given(context, name):
             raise ConfigError(
                 f"{option} with --replay", why="The trace holds that already", hint="Leave it out, or run live."
             )
+    for name, option in (("dtype", "--dtype"), ("catalog", "--from")):
+        if _was_given(context, name) and not _was_given(context, "draft_model"):
+            raise ConfigError(
+                f"{option} with --replay", why="No model is loaded", hint="It is for the model of --draft-model."
+            )
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

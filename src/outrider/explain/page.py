@@ -9,7 +9,7 @@ from typing import Any
 
 from outrider.cli._paint import Palette
 from outrider.explain.record import Bonus, Emitted, Explanation, Fate, Node, Step
-from outrider.explain.screen import WORDS, silence
+from outrider.explain.screen import WORDS
 from outrider.explain.summary import summarise
 from outrider.explain.words import chance, count, visible
 from outrider.pages import render
@@ -79,7 +79,7 @@ class Page:
             bars=self._bars(),
             groups=[
                 {"silence": why, "steps": [self._step(step) for step in some]}
-                for why, some in groupby(found.steps, silence)
+                for why, some in groupby(found.steps, lambda step: step.silence)
             ],
             opened=len(found.steps) <= _OPEN,
             ending=_ending(found),

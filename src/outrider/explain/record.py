@@ -111,6 +111,17 @@ class Step:
         return len(self.nodes) - 1
 
     @property
+    def silence(self) -> str:
+        """Why there is no draft; empty where there is one."""
+        if self.drafted:
+            return ""
+        if self.plan is not None and self.plan.proposed:
+            return "draft dropped by the policy"
+        if self.plan is not None and (self.plan.skipped or min(self.plan.depth, self.plan.nodes) <= 0):
+            return "no draft planned"
+        return "no draft"
+
+    @property
     def emitted(self) -> list[int]:
         """Token ids that this step added to the answer."""
         return [self.nodes[n].token for n in self.path] + ([] if self.bonus is None else [self.bonus.token])

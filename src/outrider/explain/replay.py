@@ -16,9 +16,9 @@ decode live; there is no second loop. Why the result is what a live run gives:
   not there) are refused by name.
 
 With a rule that flips coins the first point fails at temperatures above 0, and such presets are refused there; at
-temperature 0 these rules are ``Match``. A policy that looks at the clock sees this machine's clock, not the recorded
-one. "Live" means the target whose answers were recorded: in half precision a real forward of another shape may break
-a tie between two logits the other way.
+temperature 0 these rules are ``Match``. Policies that adapt to what steps cost would see what the stand-in costs, and
+are refused too. "Live" means the target whose answers were recorded: in half precision a real forward of another shape
+may break a tie between two logits the other way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -157,6 +157,13 @@ def replay_parts(trace: Trace, preset: str, draft_model: LanguageModel | None = 
     check_rule(parts, trace.params)
     for part in [*leaves(parts.drafter)] if parts.drafter is not None else []:
         _check_part(part)
+    if parts.policy.core() is not parts.policy:
+        name = type(parts.policy).__name__
+        raise _refused(
+            parts.name,
+            f"the target's own times, which its policy {name} follows",
+            hint=f"Replay what {name} would choose from, for example 'sam', or run it live.",
+        )
     needs = parts.verifier.needs
     if needs.hidden:
         raise _refused(type(parts.verifier).__name__, "hidden states of the target, which a trace does not hold")
@@ -233,12 +240,13 @@ class Replay:
         return request.choices[0].token_ids if request.choices else []
 
 
-def replay(trace: Trace, preset: str, draft_model: LanguageModel | None = None) -> Explanation:
-    """What ``preset`` would have done on the recorded prompt, step by step."""
+def replay(trace: Trace, preset: str, draft_model: LanguageModel | None = None, tokenizer: Any = None) -> Explanation:
+    """What ``preset`` would have done on the recorded prompt, step by step. ``tokenizer`` is asked for the text of
+    tokens that are not in prompt or answer (only a draft model drafts such)."""
     header = trace.header
     run = Replay(trace, preset, draft_model)
     labels = Labels(header.model, preset, header.provenance, replayed=True)
-    explainer = Explainer(run.engine, labels, Texts(known=header.texts), header.pieces)
+    explainer = Explainer(run.engine, labels, Texts(tokenizer, header.texts), header.pieces)
     found = explainer.result(run.run())
     # What the stand-in took says nothing about the target.
     steps = tuple(replace(step, seconds={"draft": step.seconds["draft"]}) for step in found.steps)

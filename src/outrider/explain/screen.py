@@ -61,7 +61,7 @@ class View:
 
 def show(view: View, explanation: Explanation, steps: Sequence[Step]) -> None:
     """Print ``steps`` of ``explanation``. Steps without a draft share a line unless ``view.full``."""
-    for silent, group in groupby(steps, silence):
+    for silent, group in groupby(steps, lambda step: step.silence):
         some = list(group)
         if silent and not view.full and len(some) > 1:
             view.console.print(_silent(view, some, silent))
@@ -70,17 +70,6 @@ def show(view: View, explanation: Explanation, steps: Sequence[Step]) -> None:
                 view.console.print(_block(view, step))
     if not steps:
         view.console.print(Text("no step in that range", "dim"))
-
-
-def silence(step: Step) -> str:
-    """Why nothing was drafted; empty where something was."""
-    if step.drafted:
-        return ""
-    if step.plan is not None and step.plan.skipped:
-        return "skipped by the policy"
-    if step.plan is not None and step.plan.proposed:
-        return "draft dropped by the policy"
-    return "no draft"
 
 
 def _silent(view: View, steps: Sequence[Step], why: str) -> Text:
@@ -109,7 +98,7 @@ def _head(view: View, step: Step) -> Text:
     for name, number in drafted.items():
         line.append(f"{name} {number}  ", view.palette.style(name))
     if not drafted:
-        line.append(f"{silence(step)}  ", "dim")
+        line.append(f"{step.silence}  ", "dim")
     elif step.plan is not None and (step.plan.proposed or 0) > step.drafted:
         line.append(f"shortened from {step.plan.proposed} by the policy  ", "yellow")
     line.append(f"{len(step.path)} of {step.drafted} stand  " if drafted else "", "dim")

@@ -108,16 +108,14 @@ def _facts(steps: Sequence[Step], nodes: Sequence[Node]) -> list[str]:
     facts: list[str] = []
     if not steps:
         return facts
-    skipped = sum(step.plan is not None and step.plan.skipped for step in steps)
-    cut = sum(step.plan is not None and (step.plan.proposed or 0) > step.drafted for step in steps)
+    kinds = Counter(step.silence for step in steps)
     drafted = [step for step in steps if step.drafted]
-    silent = len(steps) - len(drafted) - skipped
-    if skipped:
-        facts.append(f"The policy sent {_share(skipped, len(steps), 'step')} down the plain path.")
+    for why in kinds:
+        if why:
+            facts.append(f"{_share(kinds[why], len(steps), 'step')} gave one token: {why}.")
+    cut = sum(step.plan is not None and (step.plan.proposed or 0) > step.drafted for step in drafted)
     if cut:
-        facts.append(f"The policy shortened the draft of {_share(cut, len(steps), 'step')}.")
-    if silent:
-        facts.append(f"{_share(silent, len(steps), 'step')} had no draft: each of them gave one token.")
+        facts.append(f"The policy shortened {_share(cut, len(drafted), 'draft')}.")
     if not drafted:
         return facts
     stood = sum(len(step.path) for step in drafted)
@@ -128,9 +126,8 @@ def _facts(steps: Sequence[Step], nodes: Sequence[Node]) -> list[str]:
     if wrong:
         facts.append(f"In {_share(wrong, len(drafted), 'draft')} no first token was right.")
     if whole:
-        facts.append(
-            f"{_share(whole, len(drafted), 'draft')} stood to the last level: a deeper one could have gone on."
-        )
+        told = "stood to the last level: deeper ones could have gone on"
+        facts.append(f"{_share(whole, len(drafted), 'draft')} {told}.")
     below = sum(node.fate is Fate.BELOW for node in nodes)
     if below:
         facts.append(f"{_share(below, len(nodes), 'node')} stood below a token that was wrong already.")

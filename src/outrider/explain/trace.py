@@ -85,6 +85,7 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all. Raises ``ConfigError`` where that cannot be done."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         target = Path(path).expanduser()
@@ -93,9 +94,10 @@ class Trace:
         try:
             save_file({**ids, "logits": self.logits.contiguous()}, part, {KEY: json.dumps(self.header.model_dump())})
             os.replace(part, target)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             part.unlink(missing_ok=True)
-            raise ConfigError(f"trace {str(path)!r} cannot be written: {error.strerror or error}") from None
+            why = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f"trace {str(path)!r} cannot be written", why=why) from None
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
