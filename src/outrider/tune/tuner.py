@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from outrider.bench.harness import Harness, Step
 from outrider.bench.runners import WARM_UP, Conversation
 from outrider.bench.suite import Suite, SuitePrompt
-from outrider.errors import ConfigError, check_number
+from outrider.errors import ConfigError, SpecError, check_number
 from outrider.params import SamplingParams
 from outrider.tune import curve, predict, profile, trial
 from outrider.tune.candidates import PLAIN, Candidate, Dropped, Effort, candidates
@@ -175,7 +175,13 @@ class Tuner:
             if reason:
                 self.dropped.append(Dropped(one.name, reason))
                 continue
-            self.trials[one.name] = self._trial(one, records, own)
+            try:
+                self.trials[one.name] = self._trial(one, records, own)
+            except SpecError as error:  # a drafter that cannot serve this target
+                if self.task.names is not None:
+                    raise
+                self.dropped.append(Dropped(one.name, str(error)))
+                continue
             found[one.name] = predict.predict(self.trials[one.name], plain, costs)
         return list(found.values())
 
