@@ -133,8 +133,6 @@ def _open_peers(
 
     names = (source.model, source.draft_model)
     paths = [None if name is None else Path(find_model(name, source.catalog, screens)) for name in names]
-    if exports.gguf is None and paths[0] is not None and paths[0].suffix == ".gguf":
-        exports = replace(exports, gguf=paths[0])
     folders = [path if path is not None and path.is_dir() else None for path in paths]
     with screens.err.status("loading the peers"):
         ready, left_out = open_peers(list_peers(PeerSetup.of(opened.llm, folders[0], folders[1], exports)))
