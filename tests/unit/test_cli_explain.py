@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -60,7 +61,7 @@ def error_line(err: str) -> str:
 
 
 def test_the_record_is_that_of_run(explain, folder, capfd):
-    code, out, err = explain(PROMPT, *SHORT, "--json", "-")
+    code, out, _ = explain(PROMPT, *SHORT, "--json", "-")
     assert code == 0
     record = json.loads(out)
     assert main(["run", PROMPT, *SHORT, "--json", "--model", folder]) == 0
@@ -199,7 +200,7 @@ def test_what_a_replay_refuses(explain, recorded, args, words):
 
 def test_files_that_are_no_trace(explain, recorded, tmp_path):
     path = tmp_path / "bad.trace"
-    content = open(recorded[0], "rb").read()
+    content = Path(recorded[0]).read_bytes()
     for data, words in (
         (b"hello", "is not a trace"),
         (content[: len(content) // 2], "damaged or cut off"),
@@ -213,7 +214,7 @@ def test_files_that_are_no_trace(explain, recorded, tmp_path):
 
 def test_a_replay_shows_what_the_live_run_showed(explain, recorded):
     trace, record = recorded
-    code, out, err = explain("--replay", trace, "--json", "-")
+    code, out, _ = explain("--replay", trace, "--json", "-")
     assert code == 0
     again = json.loads(out)
     assert again["replayed"] is True

@@ -385,3 +385,21 @@ def test_the_engine_is_the_same_one(traces):
     run = Replay(traces["greedy"], "sam")
     assert type(run.engine) is Engine
     assert type(run.engine.parts.verifier) is Match
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_real_model_in_its_own_type(temperature, tmp_path):
+    """bfloat16 logits survive the file bit by bit, and the replay takes the same tokens from them."""
+    from outrider import LLM
+
+    llm = LLM("smollm2-135m", preset="sam|pld")
+    explainer = Explainer.of(llm)
+    params = SamplingParams(max_tokens=96, temperature=temperature, seed=7)
+    recorder = TraceRecorder(llm.engine, params)
+    prompt = [{"role": "user", "content": "Write a Python function that reverses a list, then one for strings."}]
+    found = explainer.explain(llm.encode(prompt), params)
+    assert found.stats.accepted_tokens > 0
+    recorder.trace(found, explainer.texts).save(tmp_path / "real.trace")
+    again = replay(Trace.load(tmp_path / "real.trace"), "sam|pld")
+    assert essence(again) == essence(found)

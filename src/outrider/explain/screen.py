@@ -216,8 +216,8 @@ def show_summary(view: View, explanation: Explanation, found: Summary) -> None:
     if lost:
         _row(view, "lost", Text(", ".join(lost)))
     for number, miss in enumerate(found.misses):
-        pair = f"{view.word(miss.drafted)} where the target took {view.word(miss.wanted)}: {miss.times} times"
-        _row(view, "" if number else "missed", Text(pair))
+        pair = f"“{view.word(miss.drafted)}” where the target took “{view.word(miss.wanted)}”, {miss.times} times"
+        _row(view, "" if number else "missed", Text(view.plain(pair)))
     for number, fact in enumerate(found.facts):
         _row(view, "" if number else "facts", Text(view.plain(fact)))
     if explanation.finish_reason == "cancelled":
