@@ -118,7 +118,8 @@ def decode_live(source: Source, task: Task, shown: Shown, screens: Screens) -> b
     if shown.json != "-":
         screens.note(opened.title())
     tokens = task.encode(opened, screens)
-    explainer = Explainer.of(opened.llm, opened.preset, opened.model)
+    kept = any((shown.json, shown.html, shown.trace))  # only what is kept must say where it comes from
+    explainer = Explainer.of(opened.llm, opened.preset, opened.model, provenance=kept)
     recorder = None if shown.trace is None else TraceRecorder(explainer.engine, task.params)
     found, failed = _decode(opened, explainer, tokens, task, screens)
     if recorder is not None and shown.trace is not None:

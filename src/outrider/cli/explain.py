@@ -39,7 +39,8 @@ Presets = Annotated[
     typer.Option(
         "--preset",
         "-p",
-        help="A method of `outrider presets`. With --replay repeatable: several are ranked.",
+        help="A method of `outrider presets`; auto, or with --replay the recorded one, if not given. "
+        "With --replay repeatable: several are ranked.",
         rich_help_panel="Model",
     ),
 ]

@@ -125,16 +125,22 @@ def _spine(view: View, step: Step, node: int, above: Tree, kids: list[list[int]]
 
 
 def _every(view: View, step: Step, node: int, above: Tree, kids: list[list[int]]) -> None:
-    for kid in kids[node]:
-        found = step.nodes[kid]
-        if found.fate is Fate.ACCEPTED:
-            line = _accepted(view, found)
-        else:
-            line = _fallen(view, found)
-            line.append(f"  {view.plain(found.reason)}", "dim")
-        line.append(f"  {found.origin}", view.palette.style(found.origin))
-        _every(view, step, kid, above.add(line), kids)
-    _bonus(view, step, node, above)
+    """All of it, with the level in front: an only child stands below its parent without moving in."""
+    while True:
+        for kid in kids[node]:
+            found = step.nodes[kid]
+            line = Text(f"{found.depth} ", "dim")
+            line.append_text((_accepted if found.fate is Fate.ACCEPTED else _fallen)(view, found))
+            line.append(f"  {found.origin}", view.palette.style(found.origin))
+            if found.reason:
+                line.append(f"  {view.plain(found.reason)}", "dim")
+            branch = above.add(line)
+            if len(kids[node]) > 1:
+                _every(view, step, kid, branch, kids)
+        _bonus(view, step, node, above)
+        if len(kids[node]) != 1:
+            return
+        node = kids[node][0]
 
 
 def _bonus(view: View, step: Step, node: int, above: Tree) -> None:

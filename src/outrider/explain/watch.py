@@ -43,12 +43,13 @@ class Explainer:
         self.recorder = Recorder(engine, self.texts, lambda: Pieces(engine.tokenizer, pieces))
 
     @classmethod
-    def of(cls, llm: LLM, preset: str = "", model: str = "") -> Explainer:
-        """For a model that is loaded; ``preset`` and ``model`` are what to call them."""
-        from outrider.provenance import provenance
+    def of(cls, llm: LLM, preset: str = "", model: str = "", provenance: bool = True) -> Explainer:
+        """For a model that is loaded; ``preset`` and ``model`` are what to call them. Without ``provenance`` the
+        weights need not be read once more for their hash."""
+        from outrider.provenance import provenance as collect
 
         draft = None if llm.draft is None else llm.draft.model
-        facts = provenance(target=llm.language_model, draft=draft).as_dict()
+        facts = collect(target=llm.language_model, draft=draft).as_dict() if provenance else None
         return cls(llm.engine, Labels(model or llm.language_model.name, preset or llm.parts.name, facts))
 
     def begin(self) -> None:
