@@ -90,6 +90,7 @@ def a_profile(**changes: Any) -> Profile:
         "cost": cost.as_dict(),
         "host_per_node": 0.0001,
         "prompt_token": 0.002,
+        "unrest": 1.05,
         "ranking": [
             Place(preset="sam(min_match=2)", speedup=1.45, predicted=forecast(), measured=measured),
             Place(preset="plain", speedup=1.0, predicted=forecast(1.0), measured=None),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from outrider.tune.profile import Measured, Profile
     from outrider.tune.tuner import Listener, Task
 
+_BUSY = 1.25
+"""Unrest above which a profile is not to be trusted."""
 _SHOWN = 12
 """Rows of the ranking on the screen; the JSON has all."""
 
@@ -169,8 +171,9 @@ def _cautions(profile: Profile) -> list[str]:
         found.append("nothing was checked for real: give a larger --budget, or more prompts")
     elif profile.workload.checked < 3:
         found.append(f"only {_count(profile.workload.checked)} checked: a larger --budget makes the choice surer")
-    if any(abs(one.speedup_error) > 0.25 for one in checked):
-        found.append("a prediction is off by more than a quarter: the machine may be busy with other things")
+    if profile.unrest > _BUSY:
+        times = f"took {profile.unrest:.1f} times as long as the fastest of its size"
+        found.append(f"the machine is busy with other things: the usual step {times}; tune again when it is not")
     return found
 
 

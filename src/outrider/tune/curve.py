@@ -77,6 +77,8 @@ class Costs:
     prompt_token: float | None = None
     """Seconds per token of a prompt. A row that is alone reads the end of its prompt along with its first draft, and
     that forward is divided by tokens: the first step costs as much per node. None: the target reads prompts apart."""
+    unrest: float = 1.0
+    """What a step usually takes over what the fastest of its size took: 1 on a machine that does nothing else."""
     times: tuple[StepTime, ...] = field(default=(), repr=False)
     """What it was made from."""
 
@@ -186,7 +188,7 @@ class _Stand:
         # An accelerator works on while the host goes ahead; the verifier is where it is waited for.
         forward = seconds["target"] + (0.0 if self.on_host else seconds["verify"])
         context = len(self._outcome.rows[0].tokens) - len(self._outcome.emitted[0]) - 1
-        if seconds.get("prefill"):
+        if self.on_host and seconds.get("prefill"):
             self.prompt_token = (seconds["prefill"] + seconds["target"]) / (context + 1)
         return StepTime(self._outcome.tree.shape[1], context, forward, max(0.0, whole - forward - seconds["draft"]))
 
@@ -242,7 +244,7 @@ def fit(times: Sequence[StepTime], prompt_token: float | None = None) -> Costs:
             ratio = float(np.interp(math.log(nodes), np.log(known), ratios))
             points[1, nodes, context] = forward[nodes, short] * ratio
     host, slope = _line([(nodes, median(t.host for t in times if t.nodes == nodes)) for nodes in sizes])
-    return Costs(StepCost(ForwardCost.measured(points), {}, host), slope, prompt_token, tuple(times))
+    return Costs(StepCost(ForwardCost.measured(points), {}, host), slope, prompt_token, usual, tuple(times))
 
 
 def _keys(times: Sequence[StepTime]) -> list[tuple[int, int]]:

@@ -131,6 +131,8 @@ class Profile(_Data):
     """Seconds that each drafted node adds to the host's part of a step."""
     prompt_token: float | None
     """Seconds per token of a prompt; None where the target reads prompts apart from the first step."""
+    unrest: float
+    """Median over fastest time of steps of one size; far above 1 on a machine that was busy with other things."""
     ranking: list[Place]
     left_out: list[LeftOut]
     workload: Workload

@@ -38,7 +38,7 @@ _CHECKED = 0.4
 """Share of the prompts that is kept for the check."""
 _DEAR = 0.4
 """Share of the time left for trying that one candidate may take, unless it is a look-up."""
-_JUDGED = 16
+_JUDGED = 48
 """Steps of a live run below which it tells nothing about larger trees."""
 _ENOUGH = 24
 """Recorded tokens below which nothing can be said."""
@@ -48,7 +48,8 @@ _LONG = 1024
 
 @dataclass(frozen=True)
 class Task:
-    """What to tune for, and how long. ``names`` None tries the grid; ``checks`` candidates are measured for real."""
+    """What to tune for, and how long. ``names`` None tries the grid; ``checks`` candidates are measured for real;
+    ``hopeless`` ones are tried as well, if asked for."""
 
     suite: Suite
     names: tuple[str, ...] | None = None
@@ -56,6 +57,7 @@ class Task:
     max_tokens: int = 48
     temperature: float = 0.0
     checks: int = 2
+    hopeless: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.budget < float("inf"):
@@ -187,7 +189,7 @@ class Tuner:
 
     def _hopeless(self, one: Candidate, found: dict[str, Prediction], costs: curve.Costs, context: int) -> str:
         """Why trying it would be a waste of time; empty if it would not."""
-        if one.effort is Effort.LOOK_UP:
+        if one.effort is Effort.LOOK_UP or self.task.hopeless:
             return ""
         if one.combined and any(other.name == one.fallback for other in self.tried):
             alone = found.get(one.fallback)

@@ -57,6 +57,7 @@ def as_profile(found: Outcome, llm: LLM, task: Task, names: tuple[str, str | Non
         cost=replace(found.costs.step, drafts=draft_costs(found)).as_dict(),
         host_per_node=found.costs.host_per_node,
         prompt_token=found.costs.prompt_token,
+        unrest=found.costs.unrest,
         ranking=[_place(one) for one in found.ranking],
         left_out=[profile.LeftOut(preset=one.name, reason=one.reason) for one in found.dropped],
         workload=profile.Workload(
