@@ -119,7 +119,7 @@ class RecurrentModel(LanguageModel):
         *,
         first_row: int = 0,
         capture: tuple[int, ...] = (),
-        logits: Literal["all", "none"] = "all",
+        logits: Literal["all", "none"] | int = "all",
     ) -> ModelOutput:
         """See ``LanguageModel.forward``; logits of padding are zero. ``IncompatibleParts`` for a tree."""
         assert isinstance(store, RecurrentStore)

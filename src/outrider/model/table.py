@@ -160,7 +160,7 @@ class TableModel(LanguageModel):
         *,
         first_row: int = 0,
         capture: tuple[int, ...] = (),
-        logits: Literal["all", "none"] = "all",
+        logits: Literal["all", "none"] | int = "all",
     ) -> ModelOutput:
         """See ``LanguageModel``. Sees nothing but what the store's slots hold where the mask allows."""
         if not isinstance(store, TableStore):
