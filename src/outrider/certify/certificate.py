@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from outrider.certify.checks import Checks, Raw
@@ -80,15 +79,15 @@ class Certifier:
         for number, each in enumerate(self.subjects):
             parts = each.make()
             if parts.law not in self._grounds:
-                tell = partial(self._tell, "plain")
-                self._grounds[parts.law] = Ground(self.decoder, parts.law, self.asks, self.plan, tell)
+                self._grounds[parts.law] = Ground(self.decoder, parts.law, self.asks, self.plan, self._tell)
             raw = Raw(parts.name, parts.guarantee, parts.verifier.bound)
             self._raw.append((each, raw))
-            Checks(each, self._grounds[parts.law], raw, partial(self._tell, each.name), number).run()
+            Checks(each, self._grounds[parts.law], raw, self._tell, number).run()
             raw.complete = True
 
-    def _tell(self, who: str, stage: str, done: int, total: int) -> None:
-        self._progress(Progress(who, stage, done, total))
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        number = len(self._raw)
+        self._progress(Progress(self.subjects[number - 1].name, number, len(self.subjects), stage, done, total))
 
     def certificate(self) -> Certificate:
         """What was found so far; p-values are adjusted for all tests made."""

@@ -34,6 +34,7 @@ SAMPLING = "Many continuations of a few texts, tested for having the law of plai
 DIVERGENCE = "How far the method's texts are from those of plain decoding, which it does not promise to keep."
 _ENDING = 40
 
+Drafting = IdentityCheck | SamplingCheck
 Tests = dict[str, tuple[ChiSquare, bool]]
 
 
@@ -90,6 +91,7 @@ class Checks:
         self._identity()
         self._drawn()
         self._sampling()
+        self._stood()
 
     # -- the same text ------------------------------------------------------------------------------------
 
@@ -172,6 +174,16 @@ class Checks:
         else:
             evidence = f"{wanted.asks[wrong[0]].name} is wrong from token {wrong[1].position} on"
         self.raw.controls.append(RawControl("unchecked drafts", of, about, wrong is not None, evidence))
+
+    def _stood(self) -> None:
+        """Checks in which no draft was ever accepted have not seen what happens when one is."""
+        if not self.drafts:
+            return
+        checks = [check for check in [*self.raw.checks, self.raw.sampling] if isinstance(check, Drafting)]
+        drafted, accepted = sum(check.drafted for check in checks), sum(check.accepted for check in checks)
+        about = "Some drafted tokens must have been accepted, or the step that keeps them was never taken."
+        evidence = f"{accepted} of {drafted} drafted tokens were accepted"
+        self.raw.controls.append(RawControl("accepted drafts", "all", about, accepted > 0, evidence))
 
     def _twin(self) -> Parts:
         return unchecked(self.subject.make())

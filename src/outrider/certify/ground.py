@@ -55,9 +55,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a certificate is: ``done`` of about ``total`` tokens of one stage of one method's checks."""
+    """How far a certificate is: ``done`` of about ``total`` tokens of one stage of one preset's checks."""
 
     preset: str
+    number: int
+    """Which of the ``count`` presets it is, from 1."""
+    count: int
     stage: str
     done: int
     total: int
@@ -98,23 +101,23 @@ class Ground:
     @cached_property
     def greedy(self) -> Reference:
         """The most likely tokens."""
-        return self._decode("greedy texts", [SamplingParams(max_tokens=self.plan.max_tokens)] * len(self.asks))
+        return self._decode("plain greedy texts", [SamplingParams(max_tokens=self.plan.max_tokens)] * len(self.asks))
 
     @cached_property
     def seeded(self) -> Reference:
         """Texts drawn with the plan's parameters, each prompt with a seed of its own."""
-        return self._decode("seeded texts", self._seeded(self.plan.sampling))
+        return self._decode("plain seeded texts", self._seeded(self.plan.sampling))
 
     @cached_property
     def everything(self) -> Reference:
         """The same with every sampling parameter switched on."""
-        return self._decode("texts with every parameter on", self._seeded(self._on(self.plan.sampling)))
+        return self._decode("plain texts, every parameter on", self._seeded(self._on(self.plan.sampling)))
 
     @cached_property
     def everything_greedy(self) -> Reference:
         """The most likely tokens with every sampling parameter switched on."""
         params = replace(self._on(self.plan.sampling), temperature=0.0)
-        return self._decode("greedy texts with every parameter on", [params] * len(self.asks))
+        return self._decode("plain greedy texts, every parameter on", [params] * len(self.asks))
 
     def _on(self, base: SamplingParams) -> SamplingParams:
         base = replace(base, max_tokens=self.plan.max_tokens, min_tokens=min(base.min_tokens, self.plan.max_tokens))
@@ -172,10 +175,10 @@ class Ground:
 
     @cached_property
     def plain_sample(self) -> Sampled:
-        return self.draw("samples", self.plain, 0, self._plain_tell)
+        return self.draw("plain samples", self.plain, 0, self._plain_tell)
 
     @cached_property
     def warmer_sample(self) -> Sampled:
         """The control: plain decoding a little hotter."""
         heat = self.plan.sampling.temperature * WARMER
-        return self.draw("samples of the warmer control", self.plain, 1, self._plain_tell, temperature=heat)
+        return self.draw("control: warmer samples", self.plain, 1, self._plain_tell, temperature=heat)

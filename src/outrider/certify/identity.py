@@ -157,7 +157,7 @@ class Judge:
         return known[key]
 
     def _score(self, prefix: Sequence[int], prompt_length: int, width: int) -> Tensor:
-        """f[V]: the prompt in one go, as an engine reads it for a row that is alone, then ``width`` tokens at a time."""
+        """f[V]: the prompt in one go, as an engine reads it for a row alone, then ``width`` tokens at a time."""
         model, end = self.model, len(prefix)
         read = prompt_length if model.scores_last and width == 1 else prompt_length - 1
         cuts = [end]

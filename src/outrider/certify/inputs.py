@@ -42,29 +42,29 @@ def gather(
     """Token ids of ``count`` prompts (of the first turn, where a prompt has several) and what to say of them.
 
     ``prompts`` is a suite, a list of what ``LLM.encode`` takes, or None for the suite "own". Those that leave no room
-    for ``max_tokens`` in the context are left out; raises ``ConfigError`` if that is all of them."""
+    for ``max_tokens`` in the context are left out before ``count`` are taken; raises ``ConfigError`` if none is left."""
     if prompts is None:
         from outrider.bench.suite import load_suite
 
-        prompts = load_suite(SUITE, limit=count)
+        prompts = load_suite(SUITE)
+    room = llm.engine.max_context - max_tokens
     if isinstance(prompts, Sequence):
-        items = list(prompts)[:count]
-        asks = [Ask(f"prompt {number}", tuple(llm.encode(each))) for number, each in enumerate(items, start=1)]
-        digest = hashlib.sha256(repr([ask.tokens for ask in asks]).encode()).hexdigest()
-        facts = ("prompts of the caller", "", digest)
+        named = [Ask(f"prompt {number}", tuple(llm.encode(each))) for number, each in enumerate(prompts, start=1)]
+        asks = [ask for ask in named if 0 < len(ask.tokens) <= room]
+        digest = hashlib.sha256(repr([ask.tokens for ask in named]).encode()).hexdigest()
+        facts, whole, fit = ("prompts of the caller", "", digest), len(named), len(asks)
+        asks = asks[:count]
     else:
         from outrider.bench.runners import Conversation
+        from outrider.bench.suite import pick
 
-        asks = [Ask(each.id, tuple(Conversation(llm, each).ids(0))) for each in prompts.prompts[:count]]
-        facts = (prompts.name, prompts.version, prompts.sha256)
-    room = llm.engine.max_context - max_tokens
-    kept = tuple(ask for ask in asks if 0 < len(ask.tokens) <= room)
-    out = [
-        LeftOut(ask.name, f"{len(ask.tokens)} tokens and {max_tokens} new ones do not fit the context")
-        for ask in asks
-        if ask not in kept
-    ]
-    if not kept:
-        why = out[0].reason if out else "none were given"
+        ids = {each.id: tuple(Conversation(llm, each).ids(0)) for each in prompts.prompts}
+        fitting = [each for each in prompts.prompts if 0 < len(ids[each.id]) <= room]
+        asks = [Ask(each.id, ids[each.id]) for each in pick(fitting, count)]
+        facts, whole, fit = (prompts.name, prompts.version, prompts.sha256), len(ids), len(fitting)
+    reason = f"with {max_tokens} new tokens they do not fit the context of {llm.engine.max_context}"
+    if not asks:
+        why = reason if whole else "none were given"
         raise ConfigError("no prompt can be decoded", why=why, hint="Give other prompts, or lower --max-tokens.")
-    return Prompts(*facts, ids=tuple(ask.name for ask in kept), left_out=tuple(out)), kept
+    out = (LeftOut(f"{whole - fit} of {whole} prompts", reason),) if fit < whole else ()
+    return Prompts(*facts, ids=tuple(ask.name for ask in asks), left_out=out), tuple(asks)

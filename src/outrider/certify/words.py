@@ -23,6 +23,15 @@ TITLES: dict[Verdict, str] = {
     "relaxed": "Relaxed, as declared",
     "incomplete": "Incomplete",
 }
+TONES = {"passed": "good", "wrong": "bad", "inconclusive": "warn", "relaxed": "warn", "incomplete": "warn"}
+NAMES = {
+    "greedy": "Greedy texts",
+    "batch": "In one batch",
+    "seeded": "Seeded texts",
+    "parameters": "Every parameter on",
+    "sampling": "Law of samples",
+    "divergence": "Measured divergence",
+}
 
 
 def summary(verdict: Verdict, presets: Sequence[Findings]) -> str:
@@ -59,7 +68,7 @@ def findings_summary(
         missed = [f"{control.name} ({control.of})" for control in controls if not control.caught]
         if not missed:
             return "No check was made that could have found anything."
-        return f"Nothing wrong was found, but the checks would have missed a fault: {_joined(missed)} went unnoticed."
+        return f"Nothing wrong was found, but the checks do not prove it: see {_joined(missed)}."
     said = f"{whole} of {whole} texts are those of plain decoding"
     if ties:
         said += f", {ties} of them up to a tie that rounding decides"
@@ -70,6 +79,44 @@ def findings_summary(
     elif guarantee is not Guarantee.IDENTICAL:
         said += "; nothing was tested above temperature 0"
     return said + "."
+
+
+def evidence(check: Check) -> str:
+    """What a check found, in one sentence."""
+    if isinstance(check, NotRun):
+        return f"Not run: {check.reason}."
+    if isinstance(check, Divergence):
+        return _relaxed([check])
+    if isinstance(check, IdentityCheck):
+        return _texts(check)
+    least = min(check.tests, key=lambda test: test.adjusted)
+    each = f"{check.samples} continuations of {_count(len(check.contexts), 'text')}, {check.tokens} tokens long"
+    found = f"smallest p-value {least.adjusted:.2g} ({least.name}; wrong would be below {check.level:g})"
+    failed = f" {_count(check.failed, 'continuation')} ended with an error." if check.failed else ""
+    return f"{each}: {found}.{failed}{_drafts(check)}"
+
+
+def _texts(check: IdentityCheck) -> str:
+    said = f"{check.identical} of {_count(check.texts, 'text')} identical"
+    if check.ties:
+        said += f", {check.ties} {'parts' if check.ties == 1 else 'part'} at a tie"
+    if check.wrong:
+        said += f", {check.wrong} wrong"
+    if check.compared < check.tokens:
+        said += f"; {check.compared} of {check.tokens} tokens could be compared"
+    else:
+        said += f", {check.tokens} tokens"
+    return f"{said}.{_drafts(check)}"
+
+
+def _drafts(check: IdentityCheck | SamplingCheck) -> str:
+    if not check.drafted:
+        return " Nothing was drafted."
+    return f" {check.accepted} of {_count(check.drafted, 'drafted token')} accepted."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _relaxed(found: Sequence[Divergence]) -> str:
