@@ -52,12 +52,22 @@ def test_the_grid_knows_every_registered_preset(target):
 
 
 def test_efforts(target):
-    names = ("pld", "spec-decode", "token-recycling(nodes=8)", "sam|spec-decode", "sam|token-recycling(nodes=8)")
+    names = (
+        "pld",
+        "spec-decode",
+        "token-recycling(nodes=8)",
+        "sam|spec-decode",
+        "sam|token-recycling(nodes=8)",
+        "spec-decode(threshold=0.4)",
+        "spec-decode(structure=top-k)",
+    )
     found, _ = candidates(names, target, True, GREEDY)
     efforts = [one.effort for one in found]
-    assert efforts == [Effort.LOOK_UP, Effort.DRAFT_MODEL, Effort.LIVE, Effort.DRAFT_MODEL, Effort.LIVE]
-    assert [one.fallback for one in found[3:]] == ["spec-decode", "token-recycling(nodes=8)"]
-    assert [one.combined for one in found] == [False, False, False, True, True]
+    drafting = [Effort.DRAFT_MODEL, Effort.DRAFT_MODEL]
+    assert efforts == [Effort.LOOK_UP, Effort.CHAIN, Effort.LIVE, Effort.DRAFT_MODEL, Effort.LIVE, *drafting]
+    assert [one.fallback for one in found[3:5]] == ["spec-decode", "token-recycling(nodes=8)"]
+    assert [one.combined for one in found] == [False, False, False, True, True, False, False]
+    assert found[1].depth == 5
     sampled, _ = candidates(("spec-decode",), target, True, SamplingParams(temperature=1.0))
     assert sampled[0].effort is Effort.LIVE
 

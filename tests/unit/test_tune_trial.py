@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from outrider import LLM, SamplingParams, preset
+from outrider.policy.cost import DraftCost
 from outrider.policy.fixed import Fixed
 from outrider.run.scheduler import Limits
 from outrider.testing.decode import engine
 from outrider.testing.world import table_world, tiny_world
-from outrider.tune import trial
+from outrider.tune import agreement, trial
 from outrider.tune.timing import Deadline, Timed
 from outrider.tune.trial import Prompt, Record, Step, Trial, follow, replayable
 from outrider.types import DraftTree
@@ -70,6 +71,28 @@ def test_replay_takes_the_very_steps_of_a_live_run(llm, name):
     assert max(step.nodes for steps in found.steps for step in steps) > 1
     assert any(step.emitted > 1 for steps in found.steps for step in steps)
     assert not found.live
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 6, 60])
+def test_one_reading_tells_what_chains_of_every_length_do(llm, depth):
+    """Without drafting anything: the steps are those of a live run with the draft model."""
+    records = trial.record(llm, PROMPTS, GREEDY, Deadline(FOREVER))
+    found = agreement.agreements(llm.draft.model, records, llm.language_model.vocab_size, Deadline(FOREVER))
+    name = f"spec-decode(depth={depth})"
+    assert agreement.depth_of(preset(name), GREEDY) == depth
+    chains = agreement.chains(name, depth, found, DraftCost(level=0.5, token=0.25), GREEDY.max_tokens)
+    assert bare(chains) == steps_of(llm, name, PROMPTS, GREEDY)
+    assert any(step.emitted > 1 for steps in chains.steps for step in steps)
+    first, later = chains.steps[0][:2]
+    assert first.draft == pytest.approx(0.5 * first.levels + 0.25 * len(PROMPTS[0].tokens))
+    assert later.draft == pytest.approx(0.5 * later.levels)
+    assert agreement.level_cost(llm, records, GREEDY, Deadline(FOREVER)).level > 0
+
+
+def test_what_is_no_chain_of_the_draft_model():
+    for name in ("spec-decode(threshold=0.4)", "spec-decode(structure=top-k)", "pld", "sam|spec-decode"):
+        assert agreement.depth_of(preset(name), GREEDY) is None
+    assert agreement.depth_of(preset("spec-decode"), SamplingParams(temperature=1.0)) is None
 
 
 @pytest.mark.parametrize("name", ["pld", "sam(min_match=2,depth=6)|pld(depth=2)"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from outrider.bench.choose import needs
 from outrider.errors import ConfigError, SpecError
 from outrider.registry import REGISTRY, preset
+from outrider.tune.agreement import depth_of
 from outrider.tune.trial import replayable
 from outrider.types import Guarantee
 
@@ -35,9 +36,11 @@ class Effort(IntEnum):
 
     LOOK_UP = 0
     """Recorded text, and next to no time."""
-    DRAFT_MODEL = 1
-    """Recorded text, and the draft model's own forwards."""
-    LIVE = 2
+    CHAIN = 1
+    """Recorded text, read once by the draft model for chains of all lengths."""
+    DRAFT_MODEL = 2
+    """Recorded text, and the draft model's own drafting."""
+    LIVE = 3
     """The target."""
 
 
@@ -49,6 +52,8 @@ class Candidate:
     nodes: int
     effort: Effort
     uses_draft_model: bool = False
+    depth: int = 0
+    """Of the chains, where the effort is that."""
 
     @property
     def method(self) -> str:
@@ -156,7 +161,11 @@ def _candidate(spec: str, target: LanguageModel, draft_model: bool, params: Samp
             hint="Name what it adapts.",
         )
     uses_draft_model = "draft_model" in asks
-    effort = Effort.DRAFT_MODEL if uses_draft_model else Effort.LOOK_UP
-    if not replayable(parts, params):
+    depth = depth_of(parts, params)
+    if depth is not None:
+        effort = Effort.CHAIN
+    elif replayable(parts, params):
+        effort = Effort.DRAFT_MODEL if uses_draft_model else Effort.LOOK_UP
+    else:
         effort = Effort.LIVE
-    return Candidate(spec, parts.policy.plan([]).nodes, effort, uses_draft_model)
+    return Candidate(spec, parts.policy.plan([]).nodes, effort, uses_draft_model, depth or 0)

@@ -186,6 +186,7 @@ def _replay_one(
     sampling = RowSampling(params, context.vocab_size, prompt)
     row = Row(number, prompt, len(prompt), params, sampling, seed=params.seed or 0)
     drafter.admit(row)
+    stream = Draws.of(torch.tensor([row.seed]), torch.tensor([0]), torch.tensor([0])).stream.tolist()
     steps: list[Step] = []
     at = 0
     while at < len(one.output) and (deadline.left or not steps):
@@ -196,7 +197,7 @@ def _replay_one(
         tree = DraftTree.roots([row.tokens[-1]])
         drafter.take()
         if not budget.empty and row.id not in budget.skip:
-            draws = Draws.of(torch.tensor([row.seed]), torch.tensor([0]), torch.tensor([row.root_position]))
+            draws = Draws(stream, [row.root_position], context.device)
             tree = drafter.propose([row], budget, draws).to("cpu")
             keep = policy.review([row], tree) if parts.prunable and tree.shape[1] > 1 else None
             tree = tree if keep is None else tree.first(keep)

@@ -19,13 +19,14 @@ from outrider.bench.runners import WARM_UP, Conversation
 from outrider.bench.suite import Suite, SuitePrompt
 from outrider.errors import ConfigError, SpecError, check_number
 from outrider.params import SamplingParams
-from outrider.tune import curve, predict, profile, trial
+from outrider.tune import agreement, curve, predict, profile, trial
 from outrider.tune.candidates import PLAIN, Candidate, Dropped, Effort, candidates
 from outrider.tune.predict import Check, Prediction
 from outrider.tune.timing import Clock, Deadline
 from outrider.tune.writing import Outcome, as_profile
 
 if TYPE_CHECKING:
+    from outrider.policy.cost import DraftCost
     from outrider.run.llm import LLM
 
 MEASURE, RECORD, TRY, CHECK = "measuring steps", "recording texts", "trying candidates", "checking the best"
@@ -38,8 +39,15 @@ _CHECKED = 0.4
 """Share of the prompts that is kept for the check."""
 _DEAR = 0.4
 """Share of the time left for trying that one candidate may take, unless it is a look-up."""
+_READ = 0.4
+"""The same for a draft model that reads the texts, for all its chains."""
+_TOLD = 8
+"""Steps below which a trial tells nothing: the first one reads the prompt."""
+_SURE = 1.5
+"""Time that a prompt of the check must have, over what is expected of it, to be begun."""
 _JUDGED = 48
 """Steps of a live run below which it tells nothing about larger trees."""
+_NO_TIME = "no time was left to try it"
 _ENOUGH = 24
 """Recorded tokens below which nothing can be said."""
 _LONG = 1024
@@ -100,6 +108,7 @@ class Tuner:
         self.recorded, self.checked = split(self.task.suite)
         self.prompts = self._encode(self.recorded)
         self.trials: dict[str, trial.Trial] = {}
+        self._read: tuple[list[agreement.Agreement], DraftCost] | None = None
 
     def run(self) -> profile.Profile:
         """Measure, predict, write the prediction down, check. Nothing is saved."""
@@ -173,7 +182,7 @@ class Tuner:
             tell(done / len(order))
             reason = self._hopeless(one, found, costs, context)
             if not reason and not own.left and len(found) > 1:
-                reason = "no time was left to try it"
+                reason = _NO_TIME
             if reason:
                 self.dropped.append(Dropped(one.name, reason))
                 continue
@@ -183,6 +192,9 @@ class Tuner:
                 if self.task.names is not None:
                     raise
                 self.dropped.append(Dropped(one.name, str(error)))
+                continue
+            if not own.left and self.trials[one.name].calls < min(_TOLD, plain.calls):
+                self.dropped.append(Dropped(one.name, _NO_TIME))
                 continue
             found[one.name] = predict.predict(self.trials[one.name], plain, costs)
         return list(found.values())
@@ -207,9 +219,22 @@ class Tuner:
         if one.effort is Effort.LOOK_UP:
             return trial.replay(self.llm, one.name, records, self.task.params, own)
         share = own.part(_DEAR)
+        if one.effort is Effort.CHAIN:
+            return self._chains(one, records, own)
         if one.effort is Effort.DRAFT_MODEL:
             return trial.replay(self.llm, one.name, records, self.task.params, share)
         return trial.live(self.llm, one.name, records, self.task.params, share)
+
+    def _chains(self, one: Candidate, records: list[trial.Record], own: Deadline) -> trial.Trial:
+        """The draft model reads the texts once, for all candidates that draft chains with it."""
+        if self._read is None:
+            assert self.llm.draft is not None
+            cost = agreement.level_cost(self.llm, records, self.task.params, own.part(_READ / 2))
+            vocab = self.llm.language_model.vocab_size
+            found = agreement.agreements(self.llm.draft.model, records, vocab, own.part(_READ))
+            self._read = (found, cost)
+        found, cost = self._read
+        return agreement.chains(one.name, one.depth, found, cost, self.task.max_tokens)
 
     # -- the check --------------------------------------------------------------------------------------------
 
@@ -257,7 +282,7 @@ class Tuner:
         kept: list[Prediction] = []
         left = self.deadline.left
         for one in expected:
-            left -= 2 * reading + (WARM_UP + self.task.max_tokens) / one.tokens_per_second
+            left -= _SURE * (2 * reading + (WARM_UP + self.task.max_tokens) / one.tokens_per_second)
             if left < 0:
                 break
             kept.append(one)
