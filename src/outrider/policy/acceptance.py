@@ -8,6 +8,7 @@ trees are the same to it. Node indices are gathered in buckets (``EDGES``), sing
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,9 +17,9 @@ from itertools import pairwise
 EDGES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 """Numbers of drafted nodes at which drafts are cut, and between which they are told apart no further."""
 
-_WINDOW = {"source": 128, "class": 64, "row": 8}
+_WINDOW = {"source": 128, "class": 64, "row": 12}
 """Over how many drafts the means run."""
-_TRUST = {"source": 2, "class": 2, "row": 3}
+_TRUST = {"source": 2, "class": 2, "row": 4}
 """How many drafts the more general estimate counts for beside them."""
 _OPTIMISM = 0.8
 """What each next token of a chain is thought to be worth before anything is known."""
@@ -93,54 +94,54 @@ class Book:
     """
 
     def __init__(self) -> None:
-        self._sources: dict[int, Acceptance] = {}
-        self._classes: dict[Key, Acceptance] = {}
-        self._rows: dict[int, dict[Key, Acceptance]] = {}
-        self._curves: dict[tuple[Key, bool], list[float]] = {}  # of classes, until they change
+        self._sources = defaultdict[int, Acceptance](lambda: Acceptance(_WINDOW["source"]))
+        self._classes = defaultdict[Key, Acceptance](lambda: Acceptance(_WINDOW["class"]))
+        self._rows: dict[int, defaultdict[Key, Acceptance]] = {}
+        self._curves: dict[tuple[Key, int, bool], list[float]] = {}  # of classes, until something is added
 
     def add(self, key: Key, row: int, hits: Sequence[int], seen: int) -> None:
         """A draft of request ``row``; see ``Acceptance.add``."""
-        levels = (
-            self._sources.setdefault(key[0], Acceptance(_WINDOW["source"])),
-            self._classes.setdefault(key, Acceptance(_WINDOW["class"])),
-            self._rows.setdefault(row, {}).setdefault(key, Acceptance(_WINDOW["row"])),
-        )
-        for level in levels:
+        if row not in self._rows:
+            self._rows[row] = defaultdict(lambda: Acceptance(_WINDOW["row"]))
+        for level in (self._sources[key[0]], self._classes[key], self._rows[row][key]):
             level.add(hits, seen)
-        self._curves = {known: curve for known, curve in self._curves.items() if known[0][0] != key[0]}
+        self._curves.clear()
 
     def gains(self, key: Key, row: int | None, nodes: int, branching: bool = False) -> list[float]:
         """Accepted nodes expected of a draft of ``nodes`` nodes cut at each length of ``ladder(nodes)``."""
-        rates = self._rates(key, branching)
-        own = None if row is None else self._rows.get(row, {}).get(key)
+        lengths = ladder(nodes)
+        rates = self._rates(key, len(lengths), branching)
+        own = None if row is None or row not in self._rows else self._rows[row].get(key)
         trust = _TRUST["row"]
         gains, total, low = [0.0], 0.0, 0
-        for i, high in enumerate(ladder(nodes)[1:], start=1):
+        for i in range(1, len(lengths)):
             rate = rates[i]
             if own is not None:
                 rate = (own.weight[i] * own.mean[i] + trust * rate) / (own.weight[i] + trust)
-            total += rate * (high - low)
+            total += rate * (lengths[i] - low)
             gains.append(total)
-            low = high
+            low = lengths[i]
         return gains
 
-    def _rates(self, key: Key, branching: bool) -> list[float]:
-        """Acceptance per bucket, engine-wide."""
-        known = self._curves.get((key, branching))
+    def _rates(self, key: Key, buckets: int, branching: bool) -> list[float]:
+        """Acceptance in the first buckets, engine-wide."""
+        known = self._curves.get((key, buckets, branching))
         if known is not None:
             return known
-        rates, before = [], 1.0
-        source, cls = self._sources.get(key[0]), self._classes.get(key)
-        for i, rate in enumerate(_prior(branching)):
-            for found, trust in ((source, _TRUST["source"]), (cls, _TRUST["class"])):
-                if found is not None:
-                    rate = (found.weight[i] * found.mean[i] + trust * rate) / (found.weight[i] + trust)
-            # Nodes further back are not accepted more often: what was never tried is not hoped for beyond that.
-            if i > 1 and (source is None or source.weight[i] < 1):
-                rate = min(rate, before)
-            before = rate
+        rates, before = [0.0], 1.0
+        source, cls, priors = self._sources.get(key[0]), self._classes.get(key), _prior(branching)
+        for i in range(1, buckets):
+            rate, tried = priors[i], 0.0
+            if source is not None:
+                tried = source.weight[i]
+                rate = (tried * source.mean[i] + _TRUST["source"] * rate) / (tried + _TRUST["source"])
+            if cls is not None:
+                rate = (cls.weight[i] * cls.mean[i] + _TRUST["class"] * rate) / (cls.weight[i] + _TRUST["class"])
+            if tried < 1 and i > 1:  # never tried: as much less than the one before as was assumed
+                rate = min(rate, before * priors[i] / priors[i - 1])
             rates.append(rate)
-        self._curves[key, branching] = rates
+            before = rate
+        self._curves[key, buckets, branching] = rates
         return rates
 
     def age(self, source: int, rows: Collection[int], weight: float = 1.0) -> None:

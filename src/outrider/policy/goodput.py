@@ -35,6 +35,12 @@ WORTH_TRYING = 0.25
 """Tokens a dropped draft must promise for its forward to be measured again."""
 LOOK = 8
 """Tokens after which a draft that is right so far is counted, though its end has not been reached."""
+CAREFUL = 4
+"""Nodes asked of a drafter of which nothing was accepted yet; later at most twice as many as ever were in one draft."""
+FEW = 8
+"""Rows up to which each one's own evidence is looked at; among more it averages out."""
+PATIENCE = 16
+"""Steps for which a verdict on a drafter of which nothing new is known stands."""
 
 
 class Goodput(Policy):
@@ -83,7 +89,6 @@ class Goodput(Policy):
         self.steps = 0
         self._sources: list[Source] = []
         self._names: tuple[tuple[str, ...], ...] = ()
-        self._reviews = False  # whether the engine asks ``review``
         self._following: dict[int, Followed] = {}
         self._off: set[Key] = set()  # kinds of proposals that were dropped the last time
         self._retry, self._plain = Tries(), Tries(first=4, at=3)
@@ -168,10 +173,12 @@ class Goodput(Policy):
         if most == 0:
             return 0
         draft = source.draft
-        source.free = self._reviews and draft.measured and draft.seconds(levels(share, most)) <= FREE * step.plain
+        source.free = source.followed and draft.measured and draft.seconds(levels(share, most)) <= FREE * step.plain
         if source.free:
             return most
-        lengths = ladder(most)
+        if source.judged >= 0 and self.steps < source.judged + PATIENCE and not source.tries.due(self.steps):
+            return 0
+        lengths = ladder(min(most, max(CAREFUL, 2 * source.reach)))
         forward = self.cost.curve(step.rows, step.context, lengths)
         asked = 1 - (1 - source.spoke) ** len(rows)  # somebody has a draft
         reading = max(source.reading_per_step(row) for row in rows)
@@ -194,25 +201,31 @@ class Goodput(Policy):
             loss = draft.seconds(levels(share, length)) + max(map(source.reading, rows)) + verified
             if self.purse.affords(loss):
                 source.tries.later(self.steps)
-                self.book.age(source.index, [row.id for row in rows])
+                if self.steps - source.asked >= source.tries.first:  # much may have changed
+                    self.book.age(source.index, [row.id for row in rows])
                 step.kind = "try"
                 return length
+            source.tries.at = self.steps + PATIENCE
+        source.judged = self.steps
         return 0
 
     def _tokens(self, source: Source, share: Budget, rows: Sequence[Row], lengths: Sequence[int]) -> list[float]:
         """Tokens that the batch is expected to emit when the drafter is asked for each of ``lengths`` but 0."""
-        total = [float(len(rows))] * (len(lengths) - 1)
-        for row in rows:
-            if share.width == 1:
-                gains = self.book.gains((source.index, source.origin, 0), row.id, lengths[-1])
-            else:  # another number of nodes is another tree
-                curves = {}
-                for size in {length.bit_length() for length in lengths[1:]}:
-                    key = (source.index, source.origin, size)
-                    curves[size] = self.book.gains(key, row.id, min(lengths[-1], (1 << size) - 1), True)
-                gains = [curves[length.bit_length()][i] if length else 0.0 for i, length in enumerate(lengths)]
-            total = [tokens + source.spoke * gain for tokens, gain in zip(total, gains[1:], strict=True)]
-        return total
+        count = len(rows)
+        curves = [self._gains(source, share, row.id, lengths) for row in rows[: count if count <= FEW else 0]]
+        if not curves:
+            curves = [[count * gain for gain in self._gains(source, share, None, lengths)]]
+        return [count + source.spoke * sum(gains) for gains in zip(*(curve[1:] for curve in curves), strict=True)]
+
+    def _gains(self, source: Source, share: Budget, row: int | None, lengths: Sequence[int]) -> list[float]:
+        """Accepted nodes expected when the drafter is asked for each of ``lengths``."""
+        if share.width == 1:
+            return self.book.gains((source.index, source.origin, 0), row, lengths[-1])
+        curves = {}  # another number of nodes is another tree
+        for size in {length.bit_length() for length in lengths[1:]}:
+            key = (source.index, source.origin, size)
+            curves[size] = self.book.gains(key, row, min(lengths[-1], (1 << size) - 1), True)
+        return [curves[length.bit_length()][i] if length else 0.0 for i, length in enumerate(lengths)]
 
     def _skipped(self, rows: Sequence[Row], share: Budget, length: int) -> frozenset[int]:
         """Rows whose unread text costs the drafter more than their drafts will repay."""
@@ -236,12 +249,12 @@ class Goodput(Policy):
             if length and mine:
                 asked.append(Asked(source, levels(share, length), max(map(source.behind, mine))))
                 source.read.update((row.id, len(row.tokens)) for row in mine)
+                source.asked = self.steps
         self._step.asked = asked
 
     # -- after drafting -----------------------------------------------------------------------------------
 
     def review(self, rows: Sequence[Row], tree: DraftTree) -> list[int] | None:
-        self._reviews = True
         within = self.inner.review(rows, tree)
         if tree.host is None:  # it would have to be waited for, and drafters on a device were judged by ``plan``
             return within
@@ -279,8 +292,9 @@ class Goodput(Policy):
             if size == 0:
                 continue
             key = self._key(origin, size, branching)
+            self._sources[key[0]].followed = True
             kinds.add(key)
-            gains = self.book.gains(key, row.id, size, branching)
+            gains = self.book.gains(key, row.id if len(rows) <= FEW else None, size, branching)
             last = len(gains) - 1
             tokens = [count + gains[min(i, last)] for i, count in enumerate(tokens)]
             if row.id not in self._following:
@@ -324,7 +338,7 @@ class Goodput(Policy):
                 lines = lines or outcome.verdict.lines()
                 count, _, *path = lines[b]
                 key = self._key(origins[b], drafted[b], not tree.is_chain)
-                self._learn(key, row.id, path[1:count], drafted[b], followed=False)
+                self._learn(key, row.id, path[1:count], drafted[b])
         if step.asked:
             self._listen(step, step.served or self._served(origins, drafted))
 
@@ -337,14 +351,16 @@ class Goodput(Policy):
         if known or len(followed.hits) >= max(LOOK, 2 * self._step.kept):
             del self._following[row.id]
             seen = len(followed.tokens) - 1 if known else followed.at
-            self._learn(followed.key, row.id, followed.hits, seen, followed=True)
+            self._learn(followed.key, row.id, followed.hits, seen)
 
-    def _learn(self, key: Key, row: int, hits: Sequence[int], seen: int, followed: bool) -> None:
+    def _learn(self, key: Key, row: int, hits: Sequence[int], seen: int) -> None:
         self.book.add(key, row, hits, seen)
         source = self._sources[key[0]]
-        source.followed = followed
-        if hits and not source.on:
-            source.tries.soon(self.steps)
+        source.judged = -1
+        if hits:
+            source.reach = max(source.reach, hits[-1])
+            if not source.on:
+                source.tries.soon(self.steps)
 
     def _listen(self, step: Step, served: Sequence[int]) -> None:
         """Learn how long the drafters took and how often they speak. The time of a step is that of the last drafter
@@ -369,7 +385,7 @@ class Goodput(Policy):
             return
         self.cost.observe(step.rows, step.nodes, step.context, total - step.drafting)
         if step.kind == "plain":
-            self.purse.spent += max(self._gain - 1, 0.0) * step.plain
+            self.purse.spent += max(self._gain - 1, 0.0) * total
             self._plain.later(self.steps)
         elif step.kind == "try":
             self.purse.spent += max(total - step.emitted * step.plain, 0.0)

@@ -31,12 +31,18 @@ class Source:
     free: bool = False
     """Whether asking costs nothing to speak of, so that proposals are judged when they are there."""
     followed: bool = False
-    """Whether its dropped proposals can be held against the text."""
+    """Whether its proposals can be looked at before they are verified, and held against the text when they are not."""
     spoke: float = 1.0
     """How often it has something to say when asked."""
     origin: str = ""
     """Of its latest proposal."""
     tries: Tries = field(default_factory=Tries)
+    reach: int = 0
+    """The furthest node of a draft of its that was accepted."""
+    asked: int = 0
+    """The step in which it was asked last."""
+    judged: int = -1
+    """The step in which it was last found not to pay; -1 when something has been learnt of it since."""
     read: dict[int, int] = field(default_factory=dict)
     """Tokens of each request's text it had seen when it was last asked."""
 
