@@ -139,6 +139,30 @@ def test_list_show_and_forget(tune):
     assert [one.model for _, one in profile.profiles() if isinstance(one, profile.Profile)] == ["some-model"]
 
 
+def test_what_makes_a_result_doubtful_is_said(tune, prompts, monkeypatch):
+    from outrider.tune.tuner import Tuner
+
+    def of(unrest, checked, measured=True):
+        one = a_profile(unrest=unrest)
+        ranking = one.ranking if measured else [p.model_copy(update={"measured": None}) for p in one.ranking]
+        work = one.workload.model_copy(update={"checked": checked})
+        return one.model_copy(update={"workload": work, "ranking": ranking})
+
+    for found, word in [
+        (of(1.6, 9), "busy with other things: the usual step took 1.6 times"),
+        (of(1.0, 1), "only 1 prompt checked"),
+        (of(1.0, 0, measured=False), "nothing was checked"),
+    ]:
+        monkeypatch.setattr(Tuner, "run", lambda self, found=found: found)
+        code, _, err = tune("--prompts", prompts, *FAST)
+        assert code == 0
+        assert word in err.replace("\n", " ")
+    monkeypatch.setattr(Tuner, "run", lambda self: of(1.0, 9))
+    _, _, err = tune("--prompts", prompts, *FAST)
+    assert "busy" not in err
+    assert "checked" not in err
+
+
 def test_export_of_what_is_kept_prints_flags_alone(tune):
     profile.save(a_profile(preset="pld(depth=6)"))
     code, out, err = tune("--show", "--export", "vllm", model="some-model")

@@ -11,7 +11,8 @@ from outrider import LLM, SamplingParams
 from outrider.bench.suite import Suite, SuitePrompt
 from outrider.errors import ConfigError, SpecError
 from outrider.run.scheduler import Limits
-from outrider.tune import profile, tuner
+from outrider.testing.world import tiny_world
+from outrider.tune import profile, trial, tuner
 from outrider.tune.curve import Costs
 from outrider.tune.timing import Deadline
 from outrider.tune.tuner import CHECK, PHASES, Listener, Task, Tuner, split
@@ -230,6 +231,59 @@ def test_temperature_is_part_of_the_task(world):
     task = Task(suite(*TEXTS), ("pld",), budget=60.0, temperature=0.7)
     assert task.params == SamplingParams(max_tokens=48, temperature=0.7, seed=0)
     assert run(world, task).workload.temperature == 0.7
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    """The tiny target takes fake time, and its near twin none."""
+    time, two = clocked(monkeypatch), tiny_world()
+    inner = two.target.forward
+
+    def forward(block, store, **options):
+        time.now += 0.05 + 0.001 * block.shape[0] * block.shape[1]
+        return inner(block, store, **options)
+
+    monkeypatch.setattr(two.target, "forward", forward)
+    return time, two
+
+
+def test_a_draft_model_that_costs_nothing_is_chosen_and_is_part_of_the_key(twins):
+    time, two = twins
+    options = {"draft_model": two.draft, "tokenizer": two.tokenizer, "limits": Limits(max_context=200)}
+    llm = LLM(two.target, preset="plain", **options)
+    names = ("pld(depth=2)", "spec-decode(depth=4)", "spec-decode(depth=4,structure=top-k,nodes=6)")
+    task = Task(suite(*TEXTS), names, budget=200.0, max_tokens=40)
+    found = Tuner(llm, task, "two", "its-twin", clock=time.perf_counter).run()
+    assert found.preset.startswith("spec-decode")
+    assert found.draft_model == "its-twin"
+    assert found.key.draft_weights
+    assert found.key.around.draft_dtype == "float64"
+    assert {"draft-model", "pld"} == set(found.step_cost.drafts)
+    profile.save(found)
+    assert LLM(two.target, **options).parts.name == found.preset
+    alone = LLM(two.target, tokenizer=two.tokenizer)
+    assert alone.parts.name == "auto"
+    assert "with a draft model, and there is none" in alone.tuned.notes[0]
+
+
+def test_draft_models_leave_half_of_the_time_to_live_runs(twins, monkeypatch):
+    """A drafter that takes for ever does not keep the others from being tried."""
+    time, two = twins
+    real = trial.replay
+
+    def slow(llm, name, records, params, deadline):
+        if "spec-decode" in name:
+            time.now += deadline.left
+        return real(llm, name, records, params, deadline)
+
+    monkeypatch.setattr(trial, "replay", slow)
+    llm = LLM(
+        two.target, preset="plain", draft_model=two.draft, tokenizer=two.tokenizer, limits=Limits(max_context=200)
+    )
+    names = (*(f"spec-decode(depth={k},threshold=0.5)" for k in range(2, 40)), "token-recycling(nodes=8)")
+    task = Task(suite(*TEXTS), names, budget=60.0, max_tokens=40, checks=0)
+    found = Tuner(llm, task, "two", clock=time.perf_counter).run()
+    assert "token-recycling(nodes=8)" in {one.preset for one in found.ranking}
 
 
 def test_costs_reach_the_profile(world):

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 from outrider.bench.harness import Harness, Step
 from outrider.bench.runners import WARM_UP, Conversation
 from outrider.bench.suite import Suite, SuitePrompt
-from outrider.errors import ConfigError, SpecError, check_number
+from outrider.errors import ConfigError, check_number
 from outrider.params import SamplingParams
-from outrider.tune import agreement, curve, predict, profile, trial
-from outrider.tune.candidates import PLAIN, Candidate, Dropped, Effort, candidates
+from outrider.tune import curve, predict, profile, trial
+from outrider.tune.candidates import PLAIN, candidates
 from outrider.tune.predict import Check, Prediction
 from outrider.tune.timing import Clock, Deadline
+from outrider.tune.trying import Trials
 from outrider.tune.writing import Outcome, as_profile
 
 if TYPE_CHECKING:
-    from outrider.policy.cost import DraftCost
     from outrider.run.llm import LLM
 
 MEASURE, RECORD, TRY, CHECK = "measuring steps", "recording texts", "trying candidates", "checking the best"
@@ -37,17 +37,8 @@ _ROWS = 8
 """Texts recorded side by side."""
 _CHECKED = 0.4
 """Share of the prompts that is kept for the check."""
-_DEAR = 0.4
-"""Share of the time left for trying that one candidate may take, unless it is a look-up."""
-_READ = 0.4
-"""The same for a draft model that reads the texts, for all its chains."""
-_TOLD = 8
-"""Steps below which a trial tells nothing: the first one reads the prompt."""
 _SURE = 1.5
 """Time that a prompt of the check must have, over what is expected of it, to be begun."""
-_JUDGED = 48
-"""Steps of a live run below which it tells nothing about larger trees."""
-_NO_TIME = "no time was left to try it"
 _ENOUGH = 24
 """Recorded tokens below which nothing can be said."""
 _LONG = 1024
@@ -108,7 +99,6 @@ class Tuner:
         self.recorded, self.checked = split(self.task.suite)
         self.prompts = self._encode(self.recorded)
         self.trials: dict[str, trial.Trial] = {}
-        self._read: tuple[list[agreement.Agreement], DraftCost] | None = None
 
     def run(self) -> profile.Profile:
         """Measure, predict, write the prediction down, check. Nothing is saved."""
@@ -171,70 +161,13 @@ class Tuner:
         return records
 
     def _try(self, records: list[trial.Record], costs: curve.Costs) -> list[Prediction]:
-        """A prediction of every candidate there is time for: look-ups, which cost next to nothing, then draft models,
-        then live runs; simple ones before combinations, small trees before large ones."""
         own, tell = self._phase(TRY)
-        plain = self.trials[PLAIN] = trial.plain_steps(records)
-        found = {PLAIN: predict.predict(plain, plain, costs)}
-        context = sum(step.context for each in plain.steps for step in each) // plain.calls
-        order = sorted(self.tried, key=lambda one: (one.effort, one.combined, one.nodes))
-        for done, one in enumerate(order):
-            tell(done / len(order))
-            reason = self._hopeless(one, found, costs, context)
-            if not reason and not own.left and len(found) > 1:
-                reason = _NO_TIME
-            if reason:
-                self.dropped.append(Dropped(one.name, reason))
-                continue
-            try:
-                self.trials[one.name] = self._trial(one, records, own)
-            except SpecError as error:  # a drafter that cannot serve this target
-                if self.task.names is not None:
-                    raise
-                self.dropped.append(Dropped(one.name, str(error)))
-                continue
-            if not own.left and self.trials[one.name].calls < min(_TOLD, plain.calls):
-                self.dropped.append(Dropped(one.name, _NO_TIME))
-                continue
-            found[one.name] = predict.predict(self.trials[one.name], plain, costs)
-        return list(found.values())
-
-    def _hopeless(self, one: Candidate, found: dict[str, Prediction], costs: curve.Costs, context: int) -> str:
-        """Why trying it would be a waste of time; empty if it would not."""
-        if one.effort is Effort.LOOK_UP or self.task.hopeless:
-            return ""
-        if one.combined and any(other.name == one.fallback for other in self.tried):
-            alone = found.get(one.fallback)
-            if alone is None or alone.speedup < 1:
-                return f"{one.fallback} alone was {'not worth a try' if alone is None else 'slower than plain'}"
-        for other in self.tried:
-            smaller = found.get(other.name)
-            if smaller is None or smaller.name == PLAIN or one.combined or not _same_kind(one, other):
-                continue
-            if self.trials[other.name].calls >= _JUDGED and predict.hopeless(smaller, one.nodes, costs, context):
-                return f"a tree of {one.nodes} nodes cannot repay its cost here, judging by {other.name}"
-        return ""
-
-    def _trial(self, one: Candidate, records: list[trial.Record], own: Deadline) -> trial.Trial:
-        if one.effort is Effort.LOOK_UP:
-            return trial.replay(self.llm, one.name, records, self.task.params, own)
-        share = own.part(_DEAR)
-        if one.effort is Effort.CHAIN:
-            return self._chains(one, records, own)
-        if one.effort is Effort.DRAFT_MODEL:
-            return trial.replay(self.llm, one.name, records, self.task.params, share)
-        return trial.live(self.llm, one.name, records, self.task.params, share)
-
-    def _chains(self, one: Candidate, records: list[trial.Record], own: Deadline) -> trial.Trial:
-        """The draft model reads the texts once, for all candidates that draft chains with it."""
-        if self._read is None:
-            assert self.llm.draft is not None
-            cost = agreement.level_cost(self.llm, records, self.task.params, own.part(_READ / 2))
-            vocab = self.llm.language_model.vocab_size
-            found = agreement.agreements(self.llm.draft.model, records, vocab, own.part(_READ))
-            self._read = (found, cost)
-        found, cost = self._read
-        return agreement.chains(one.name, one.depth, found, cost, self.task.max_tokens)
+        trials = Trials(self.llm, self.task.params, records, costs, own)
+        plain = predict.predict(trials.plain, trials.plain, costs)
+        found = trials.run(self.tried, tell, strict=self.task.names is not None, hopeless=self.task.hopeless)
+        self.trials = trials.done
+        self.dropped += trials.dropped
+        return [plain, *found]
 
     # -- the check --------------------------------------------------------------------------------------------
 
@@ -287,11 +220,6 @@ class Tuner:
                 break
             kept.append(one)
         return kept
-
-
-def _same_kind(one: Candidate, other: Candidate) -> bool:
-    """Whether both are run live and differ in their settings alone."""
-    return one.effort is other.effort is Effort.LIVE and one.name.split("(")[0] == other.name.split("(")[0]
 
 
 class _TimeIsUp(Exception):
