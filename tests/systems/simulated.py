@@ -20,7 +20,7 @@ from outrider.verify.match import Match
 from .script_model import ScriptModel
 
 VOCAB, PROMPT = 1000, 4
-SCRIPT = np.random.default_rng(0).integers(0, VOCAB, 20_000).tolist()
+SCRIPT = np.random.default_rng(0).integers(0, VOCAB, 3000).tolist()
 
 Alpha = Callable[[int], float]
 """Acceptance of each next token, by how many tokens the row has emitted."""

@@ -1,4 +1,4 @@
-"""How many of a draft's first k nodes are accepted: running means per drafter, per length and per request.
+"""How many of a draft's first k nodes are accepted: running means per drafter, per kind of draft and per request.
 
 Parents stand before their children, so a draft cut to its first k nodes is a draft, and one verified tree tells for
 every k at once how many nodes of the accepted path it would have kept. That number is what is averaged here; chains and
@@ -8,26 +8,37 @@ trees are the same to it. Node indices are gathered in buckets (``EDGES``), sing
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 EDGES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 """Numbers of drafted nodes at which drafts are cut, and between which they are told apart no further."""
 
-_WINDOW = {"source": 128, "class": 64, "row": 12}
+_WINDOW = {"source": 128, "kind": 64, "row": 12}
 """Over how many drafts the means run."""
-_TRUST = {"source": 2, "class": 2, "row": 4}
+_TRUST = {"source": 2, "kind": 2, "row": 4}
 """How many drafts the more general estimate counts for beside them."""
 _OPTIMISM = 0.8
-"""What each next token of a chain is thought to be worth before anything is known."""
+"""Acceptance of each next token of a chain before anything is known."""
 _FIRST = 0.7
 """The same for the first node of a tree; node j is worth 1/j of it."""
+_FADE = 0.95
+"""What evidence of nodes that are not drafted any more is worth after each further draft."""
 
-Key = tuple[int, str, int]
-"""Whose draft: number of the drafter, origin of its first node, class of its length."""
+
+class Kind(NamedTuple):
+    """Drafts that are counted together."""
+
+    source: int
+    """Number of the drafter."""
+    origin: str = ""
+    """Of the first node."""
+    size: int = 0
+    """Class of the number of nodes; 0 where that says nothing."""
+    branching: bool = False
 
 
 @lru_cache(maxsize=1024)
@@ -45,110 +56,173 @@ def chain_tokens(alpha: float, length: int) -> float:
     return length + 1.0 if alpha >= 1 else (1 - alpha ** (length + 1)) / (1 - alpha)
 
 
-@lru_cache(maxsize=2)
-def _prior(branching: bool) -> tuple[float, ...]:
-    """Per bucket, the acceptance of a node before anything is known."""
-    worth: Callable[[int], float] = (lambda j: _FIRST / j) if branching else (lambda j: _OPTIMISM**j)
-    return (0.0, *(sum(map(worth, range(low + 1, high + 1))) / (high - low) for low, high in pairwise(EDGES)))
-
-
 class Acceptance:
-    """Running means: ``mean[i]`` is the probability that a node of bucket i is on the accepted path, ``weight[i]`` the
-    number of drafts behind it, at most ``window``."""
+    """Running means per bucket: ``rate[i]`` of the nodes of bucket i, resting on ``weight[i]`` drafts, at most
+    ``window``."""
 
-    __slots__ = ("mean", "weight", "window")
+    __slots__ = ("rate", "weight", "window")
+    prior: tuple[float, ...]
+    """Rates before anything is known."""
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self.mean = [0.0] * len(EDGES)
+        self.rate = [0.0] * len(EDGES)
         self.weight = [0.0] * len(EDGES)
 
     def add(self, hits: Sequence[int], seen: int) -> None:
         """One draft: ``hits`` are the accepted node indices, ascending (the root is none of them); what became of
         nodes up to ``seen`` is known."""
-        place, low = 0, 0
-        for i in range(1, len(EDGES)):
-            if low >= seen:
-                return
-            high = EDGES[i]
-            last = min(high, seen)
-            count = 0
-            while place < len(hits) and hits[place] <= last:
-                place += 1
-                count += 1
-            part = (last - low) / (high - low)
-            weight = self.weight[i] = min(self.weight[i] + part, self.window)
-            self.mean[i] += (count / (last - low) - self.mean[i]) * part / weight
-            low = high
+        raise NotImplementedError
+
+    @staticmethod
+    def gains(rates: Sequence[float], lengths: Sequence[int]) -> list[float]:
+        """Accepted nodes expected of the first ``lengths[i]`` nodes."""
+        raise NotImplementedError
+
+    @classmethod
+    def assumed(cls, before: Sequence[float]) -> float:
+        """The rate of the next bucket before anything is known of it, where ``before`` are those of the buckets before
+        it."""
+        raise NotImplementedError
 
     def age(self, weight: float) -> None:
         """What is known counts as ``weight`` drafts at most."""
         self.weight = [min(w, weight) for w in self.weight]
 
+    def _note(self, i: int, hits: int, tries: int) -> None:
+        part = tries / (EDGES[i] - EDGES[i - 1])
+        weight = self.weight[i] = min(self.weight[i] + part, self.window)
+        self.rate[i] += (hits / tries - self.rate[i]) * part / weight
+
+
+class Chained(Acceptance):
+    """Of chains: the rate is that of tokens whose predecessor was accepted. Tokens behind a rejected one say nothing of
+    themselves, so a time in which first tokens fail leaves what is known of later ones alone."""
+
+    __slots__ = ()
+    prior = (_OPTIMISM,) * len(EDGES)
+
+    def add(self, hits: Sequence[int], seen: int) -> None:
+        count = len(hits)
+        for i, low in enumerate(EDGES[:-1], start=1):
+            if low > count or low >= seen:
+                return
+            last = min(EDGES[i], seen)
+            stood = min(count, last) - low
+            self._note(i, stood, stood + (count < last))
+
+    @staticmethod
+    def gains(rates: Sequence[float], lengths: Sequence[int]) -> list[float]:
+        gains, total, stands = [0.0], 0.0, 1.0
+        for i in range(1, len(lengths)):
+            rate = rates[i]
+            for _ in range(lengths[i] - lengths[i - 1]):
+                stands *= rate
+                total += stands
+            gains.append(total)
+        return gains
+
+    @classmethod
+    def assumed(cls, before: Sequence[float]) -> float:
+        return cls.prior[len(before)]
+
+
+class Branched(Acceptance):
+    """Of trees: the rate is the share of nodes that are on the accepted path."""
+
+    __slots__ = ()
+    prior = (
+        0.0,
+        *(sum(_FIRST / j for j in range(low + 1, high + 1)) / (high - low) for low, high in pairwise(EDGES)),
+    )
+
+    def add(self, hits: Sequence[int], seen: int) -> None:
+        place = 0
+        for i, low in enumerate(EDGES[:-1], start=1):
+            if low >= seen:
+                self.weight[i] *= _FADE
+                continue
+            last, before = min(EDGES[i], seen), place
+            while place < len(hits) and hits[place] <= last:
+                place += 1
+            self._note(i, place - before, last - low)
+
+    @staticmethod
+    def gains(rates: Sequence[float], lengths: Sequence[int]) -> list[float]:
+        gains = [0.0]
+        for i in range(1, len(lengths)):
+            gains.append(gains[-1] + rates[i] * (lengths[i] - lengths[i - 1]))
+        return gains
+
+    @classmethod
+    def assumed(cls, before: Sequence[float]) -> float:
+        """Less than ``prior`` by as much as the nodes before it are."""
+        lengths, rate = EDGES[: len(before)], cls.prior[len(before)]
+        thought = cls.gains(cls.prior, lengths)[-1]
+        return rate * min(cls.gains(before, lengths)[-1] / thought, 1.0) if thought else rate
+
 
 class Book:
-    """What is known of every drafter: engine-wide, per class of length, and per request.
+    """What is known of every drafter: engine-wide, per kind of draft, and per request.
 
     Each estimate leans on the more general one as far as its own evidence is thin (partial pooling), and the most
     general one on an optimistic start.
     """
 
     def __init__(self) -> None:
-        self._sources = defaultdict[int, Acceptance](lambda: Acceptance(_WINDOW["source"]))
-        self._classes = defaultdict[Key, Acceptance](lambda: Acceptance(_WINDOW["class"]))
-        self._rows: dict[int, defaultdict[Key, Acceptance]] = {}
-        self._curves: dict[tuple[Key, int, bool], list[float]] = {}  # of classes, until something is added
+        self._sources: dict[tuple[int, bool], Acceptance] = {}
+        self._kinds: dict[Kind, Acceptance] = {}
+        self._rows: dict[int, dict[Kind, Acceptance]] = {}
+        self._rates: dict[tuple[Kind, int], list[float]] = {}  # engine-wide, until something is added
 
-    def add(self, key: Key, row: int, hits: Sequence[int], seen: int) -> None:
+    def add(self, kind: Kind, row: int, hits: Sequence[int], seen: int) -> None:
         """A draft of request ``row``; see ``Acceptance.add``."""
-        if row not in self._rows:
-            self._rows[row] = defaultdict(lambda: Acceptance(_WINDOW["row"]))
-        for level in (self._sources[key[0]], self._classes[key], self._rows[row][key]):
+        make = Branched if kind.branching else Chained
+        source, own = (kind.source, kind.branching), self._rows.setdefault(row, {})
+        if kind not in own:
+            own[kind] = make(_WINDOW["row"])
+            if kind not in self._kinds:
+                self._kinds[kind] = make(_WINDOW["kind"])
+                if source not in self._sources:
+                    self._sources[source] = make(_WINDOW["source"])
+        for level in (self._sources[source], self._kinds[kind], own[kind]):
             level.add(hits, seen)
-        self._curves.clear()
+        self._rates.clear()
 
-    def gains(self, key: Key, row: int | None, nodes: int, branching: bool = False) -> list[float]:
-        """Accepted nodes expected of a draft of ``nodes`` nodes cut at each length of ``ladder(nodes)``."""
+    def gains(self, kind: Kind, row: int | None, nodes: int) -> list[float]:
+        """Accepted nodes expected of a draft of ``nodes`` nodes cut at each length of ``ladder(nodes)``; ``row`` None:
+        of any request."""
         lengths = ladder(nodes)
-        rates = self._rates(key, len(lengths), branching)
-        own = None if row is None or row not in self._rows else self._rows[row].get(key)
-        trust = _TRUST["row"]
-        gains, total, low = [0.0], 0.0, 0
-        for i in range(1, len(lengths)):
-            rate = rates[i]
-            if own is not None:
-                rate = (own.weight[i] * own.mean[i] + trust * rate) / (own.weight[i] + trust)
-            total += rate * (lengths[i] - low)
-            gains.append(total)
-            low = lengths[i]
-        return gains
+        rates = self._wide(kind, len(lengths))
+        own = None if row is None or row not in self._rows else self._rows[row].get(kind)
+        if own is not None:
+            pairs = zip(own.weight, own.rate, rates, strict=False)
+            rates = [(weight * rate + _TRUST["row"] * wide) / (weight + _TRUST["row"]) for weight, rate, wide in pairs]
+        return (Branched if kind.branching else Chained).gains(rates, lengths)
 
-    def _rates(self, key: Key, buckets: int, branching: bool) -> list[float]:
-        """Acceptance in the first buckets, engine-wide."""
-        known = self._curves.get((key, buckets, branching))
+    def _wide(self, kind: Kind, buckets: int) -> list[float]:
+        """Rates of the first buckets, engine-wide."""
+        known = self._rates.get((kind, buckets))
         if known is not None:
             return known
-        rates, before = [0.0], 1.0
-        source, cls, priors = self._sources.get(key[0]), self._classes.get(key), _prior(branching)
+        make = Branched if kind.branching else Chained
+        source, mine = self._sources.get((kind.source, kind.branching)), self._kinds.get(kind)
+        rates = [make.prior[0]]
         for i in range(1, buckets):
-            rate, tried = priors[i], 0.0
-            if source is not None:
-                tried = source.weight[i]
-                rate = (tried * source.mean[i] + _TRUST["source"] * rate) / (tried + _TRUST["source"])
-            if cls is not None:
-                rate = (cls.weight[i] * cls.mean[i] + _TRUST["class"] * rate) / (cls.weight[i] + _TRUST["class"])
-            if tried < 1 and i > 1:  # never tried: as much less than the one before as was assumed
-                rate = min(rate, before * priors[i] / priors[i - 1])
+            rate = make.assumed(rates)
+            for found, trust in ((source, _TRUST["source"]), (mine, _TRUST["kind"])):
+                if found is not None:
+                    weight = found.weight[i]
+                    rate = (weight * found.rate[i] + trust * rate) / (weight + trust)
             rates.append(rate)
-            before = rate
-        self._curves[key, buckets, branching] = rates
+        self._rates[kind, buckets] = rates
         return rates
 
     def age(self, source: int, rows: Collection[int], weight: float = 1.0) -> None:
         """What these requests showed of drafter ``source`` before a pause counts as ``weight`` drafts from now on."""
         for row in rows:
-            for key, found in self._rows.get(row, {}).items():
-                if key[0] == source:
+            for kind, found in self._rows.get(row, {}).items():
+                if kind.source == source:
                     found.age(weight)
 
     def keep(self, rows: Collection[int]) -> None:
@@ -165,7 +239,7 @@ class Followed:
     cut or dropped: looking costs no forward.
     """
 
-    key: Key
+    kind: Kind
     tokens: Sequence[int]
     parents: Sequence[int]
     at: int = 0

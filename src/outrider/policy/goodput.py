@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from outrider.errors import check_number
-from outrider.policy.acceptance import Book, Followed, Key, ladder
+from outrider.policy.acceptance import Book, Followed, Kind, ladder
 from outrider.policy.base import Policy
 from outrider.policy.cost import StepCost
 from outrider.policy.explore import Purse, Tries
@@ -90,7 +90,7 @@ class Goodput(Policy):
         self._sources: list[Source] = []
         self._names: tuple[tuple[str, ...], ...] = ()
         self._following: dict[int, Followed] = {}
-        self._off: set[Key] = set()  # kinds of proposals that were dropped the last time
+        self._off: set[Kind] = set()  # kinds of proposals that were dropped the last time
         self._retry, self._plain = Tries(), Tries(first=4, at=3)
         self._step = Step()
         self._gain = 1.0  # goodput of the latest draft over that of plain decoding
@@ -220,11 +220,11 @@ class Goodput(Policy):
     def _gains(self, source: Source, share: Budget, row: int | None, lengths: Sequence[int]) -> list[float]:
         """Accepted nodes expected when the drafter is asked for each of ``lengths``."""
         if share.width == 1:
-            return self.book.gains((source.index, source.origin, 0), row, lengths[-1])
+            return self.book.gains(Kind(source.index, source.origin), row, lengths[-1])
         curves = {}  # another number of nodes is another tree
         for size in {length.bit_length() for length in lengths[1:]}:
-            key = (source.index, source.origin, size)
-            curves[size] = self.book.gains(key, row, min(lengths[-1], (1 << size) - 1), True)
+            kind = Kind(source.index, source.origin, size, True)
+            curves[size] = self.book.gains(kind, row, min(lengths[-1], (1 << size) - 1))
         return [curves[length.bit_length()][i] if length else 0.0 for i, length in enumerate(lengths)]
 
     def _skipped(self, rows: Sequence[Row], share: Budget, length: int) -> frozenset[int]:
@@ -233,12 +233,10 @@ class Goodput(Policy):
         if source.free or len(rows) == 1:
             return frozenset()
         branching = share.width > 1
-        key = (0, source.origin, length.bit_length() if branching else 0)
+        kind = Kind(0, source.origin, length.bit_length() if branching else 0, branching)
         costs = {row.id: source.reading_per_step(row) for row in rows}
         return frozenset(
-            row
-            for row, cost in costs.items()
-            if cost > 0 and self.book.gains(key, row, length, branching)[-1] * worth < cost
+            row for row, cost in costs.items() if cost > 0 and self.book.gains(kind, row, length)[-1] * worth < cost
         )
 
     def _ask(self, rows: Sequence[Row], skip: frozenset[int], shares: Sequence[Budget], lengths: Sequence[int]) -> None:
@@ -283,7 +281,7 @@ class Goodput(Policy):
 
     def _judge(
         self, rows: Sequence[Row], tree: DraftTree, origins: Sequence[str], lengths: Sequence[int]
-    ) -> tuple[list[float], set[Key]]:
+    ) -> tuple[list[float], set[Kind]]:
         """Tokens that the batch is expected to emit with its drafts cut at each of ``lengths``, and the kinds of drafts
         there are. Drafts that nobody follows yet are followed from here on."""
         tokens, kinds, branching = [float(len(rows))] * len(lengths), set(), not tree.is_chain
@@ -291,14 +289,14 @@ class Goodput(Policy):
             size = len(line[0]) - 1
             if size == 0:
                 continue
-            key = self._key(origin, size, branching)
-            self._sources[key[0]].followed = True
-            kinds.add(key)
-            gains = self.book.gains(key, row.id if len(rows) <= FEW else None, size, branching)
+            kind = self._kind(origin, size, branching)
+            self._sources[kind.source].followed = True
+            kinds.add(kind)
+            gains = self.book.gains(kind, row.id if len(rows) <= FEW else None, size)
             last = len(gains) - 1
             tokens = [count + gains[min(i, last)] for i, count in enumerate(tokens)]
             if row.id not in self._following:
-                self._following[row.id] = Followed(key, *line)
+                self._following[row.id] = Followed(kind, *line)
         return tokens, kinds
 
     def _try_again(self, promised: float, loss: float) -> bool:
@@ -309,11 +307,11 @@ class Goodput(Policy):
         self._step.kind = "try"
         return True
 
-    def _key(self, origin: str, size: int, branching: bool) -> Key:
+    def _kind(self, origin: str, size: int, branching: bool) -> Kind:
         """The kind of a draft. Its size is evidence where the drafter chose it, and its shape where it branches."""
         source = self._source(origin)
         source.origin = origin
-        return source.index, origin, size.bit_length() if source.free or branching else 0
+        return Kind(source.index, origin, size.bit_length() if source.free or branching else 0, branching)
 
     def _source(self, origin: str) -> Source:
         return next((source for source in self._sources if origin in source.names), self._sources[0])
@@ -337,8 +335,8 @@ class Goodput(Policy):
             elif drafted[b]:
                 lines = lines or outcome.verdict.lines()
                 count, _, *path = lines[b]
-                key = self._key(origins[b], drafted[b], not tree.is_chain)
-                self._learn(key, row.id, path[1:count], drafted[b])
+                kind = self._kind(origins[b], drafted[b], not tree.is_chain)
+                self._learn(kind, row.id, path[1:count], drafted[b])
         if step.asked:
             self._listen(step, step.served or self._served(origins, drafted))
 
@@ -351,11 +349,11 @@ class Goodput(Policy):
         if known or len(followed.hits) >= max(LOOK, 2 * self._step.kept):
             del self._following[row.id]
             seen = len(followed.tokens) - 1 if known else followed.at
-            self._learn(followed.key, row.id, followed.hits, seen)
+            self._learn(followed.kind, row.id, followed.hits, seen)
 
-    def _learn(self, key: Key, row: int, hits: Sequence[int], seen: int) -> None:
-        self.book.add(key, row, hits, seen)
-        source = self._sources[key[0]]
+    def _learn(self, kind: Kind, row: int, hits: Sequence[int], seen: int) -> None:
+        self.book.add(kind, row, hits, seen)
+        source = self._sources[kind.source]
         source.judged = -1
         if hits:
             source.reach = max(source.reach, hits[-1])
