@@ -149,7 +149,7 @@ def test_what_makes_a_result_doubtful_is_said(tune, prompts, monkeypatch):
         return one.model_copy(update={"workload": work, "ranking": ranking})
 
     for found, word in [
-        (of(1.6, 9), "busy with other things: the usual step took 1.6 times"),
+        (of(1.6, 9), "busy with other things: the usual plain step took 1.6 times"),
         (of(1.0, 1), "only 1 prompt checked"),
         (of(1.0, 0, measured=False), "nothing was checked"),
     ]:

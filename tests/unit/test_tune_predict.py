@@ -214,6 +214,7 @@ def test_a_slow_second_does_not_bend_the_curve(monkeypatch):
         PricedModel, "seconds", staticmethod(lambda n, c: real(n, c) * (2.0 if next(count) % 5 == 0 else 1.0))
     )
     found = curve.measure(model, [i % 6 for i in range(30)], (1, 2, 4, 8, 11), (30,), Deadline(30, time.perf_counter))
+    assert found.unrest >= 1
     price = found.step.forward.seconds
     for nodes in (2, 4, 8, 11):
         assert price(1, nodes, 30) / price(1, 1, 30) == pytest.approx(real(nodes, 30) / real(1, 30), rel=0.02)
@@ -230,6 +231,15 @@ def test_without_time_the_curve_has_fewer_points_and_one_context(monkeypatch):
     assert forward.nodes[-1] == 11
     assert len(forward.nodes) == 4
     assert forward.contexts == (0,)
+
+
+def test_unrest_is_seen_in_plain_steps():
+    def times(*plain):
+        return [curve.StepTime(1, 9, seconds, 0.0) for seconds in plain] + [curve.StepTime(2, 9, 2.0, 0.0)]
+
+    assert curve.fit(times(1.0, 1.0, 1.0)).unrest == 1.0
+    assert curve.fit(times(1.0, 1.5, 9.0)).unrest == 1.5
+    assert curve.fit([*times(1.0, 1.0), *(curve.StepTime(1, 99, s, 0.0) for s in (1.0, 2.0, 3.0))]).unrest == 2.0
 
 
 def test_which_sizes_a_sweep_has_time_for():

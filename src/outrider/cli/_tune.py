@@ -172,8 +172,8 @@ def _cautions(profile: Profile) -> list[str]:
     elif profile.workload.checked < 3:
         found.append(f"only {_count(profile.workload.checked)} checked: a larger --budget makes the choice surer")
     if profile.unrest > _BUSY:
-        times = f"took {profile.unrest:.1f} times as long as the fastest of its size"
-        found.append(f"the machine is busy with other things: the usual step {times}; tune again when it is not")
+        times = f"took {profile.unrest:.1f} times as long as the fastest"
+        found.append(f"the machine is busy with other things: the usual plain step {times}; tune again when it is not")
     return found
 
 

@@ -78,7 +78,7 @@ class Costs:
     """Seconds per token of a prompt. A row that is alone reads the end of its prompt along with its first draft, and
     that forward is divided by tokens: the first step costs as much per node. None: the target reads prompts apart."""
     unrest: float = 1.0
-    """What a step usually takes over what the fastest of its size took: 1 on a machine that does nothing else."""
+    """What a plain step usually takes over what the fastest took: 1 on a machine that does nothing else."""
     times: tuple[StepTime, ...] = field(default=(), repr=False)
     """What it was made from."""
 
@@ -244,7 +244,13 @@ def fit(times: Sequence[StepTime], prompt_token: float | None = None) -> Costs:
             ratio = float(np.interp(math.log(nodes), np.log(known), ratios))
             points[1, nodes, context] = forward[nodes, short] * ratio
     host, slope = _line([(nodes, median(t.host for t in times if t.nodes == nodes)) for nodes in sizes])
-    return Costs(StepCost(ForwardCost.measured(points), {}, host), slope, prompt_token, usual, tuple(times))
+    return Costs(StepCost(ForwardCost.measured(points), {}, host), slope, prompt_token, _unrest(times), tuple(times))
+
+
+def _unrest(times: Sequence[StepTime]) -> float:
+    """Median over fastest time of plain steps, of the context where that is largest."""
+    plain = [[t.forward for t in times if (t.nodes, t.context) == key] for key in _keys(times) if key[0] == 1]
+    return max(median(some) / min(some) for some in plain)
 
 
 def _keys(times: Sequence[StepTime]) -> list[tuple[int, int]]:

@@ -132,7 +132,7 @@ class Profile(_Data):
     prompt_token: float | None
     """Seconds per token of a prompt; None where the target reads prompts apart from the first step."""
     unrest: float
-    """Median over fastest time of steps of one size; far above 1 on a machine that was busy with other things."""
+    """Median over fastest time of plain steps; far above 1 on a machine that was busy with other things."""
     ranking: list[Place]
     left_out: list[LeftOut]
     workload: Workload
