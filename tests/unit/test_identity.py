@@ -154,6 +154,26 @@ def test_gap_is_that_of_the_penalised_logits():
     assert forbidden.gap == float("inf")
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_forbidden_tokens_do_not_widen_ties(temperature):
+    """A law of minus infinity for some tokens is no rounding error of any size."""
+    from outrider.registry import preset
+
+    def law(logits, tree):
+        return torch.cat([torch.full_like(logits[..., :100], -torch.inf), logits[..., 100:]], -1)
+
+    llm = LLM(hf(torch.float32), tokenizer=tiny_tokenizer(), preset=preset("plain", law=law))
+    params = SamplingParams(max_tokens=4, temperature=temperature, seed=3)
+    wanted = llm.generate([PROMPT], params)[0].token_ids
+    assert min(wanted) >= 100
+    logits = Judge(llm).scores(PROMPT, len(PROMPT))[0]
+    worst = int(torch.where(logits.isfinite(), logits, torch.inf).argmin())
+    for bad in (5, worst):
+        found = classify(llm, PROMPT, [bad], wanted[:1], params, SAME)
+        assert found.kind == "wrong"
+        assert found.tolerance < 0.01
+
+
 def test_penalties_count_what_was_said():
     llm = LLM(hf(), tokenizer=tiny_tokenizer(), preset="plain")
     params = replace(GREEDY, frequency_penalty=1.5, repetition_penalty=1.2)

@@ -9,7 +9,7 @@ from outrider.certify.compare import Comparer, Reference, given
 from outrider.certify.controls import plant, unchecked
 from outrider.certify.decode import Subject
 from outrider.certify.ground import WARMER, Counter, Ground, Tell
-from outrider.certify.law import Sampled, law_tests
+from outrider.certify.law import Sampled, law_tests, stripes
 from outrider.certify.result import (
     Check,
     Context,
@@ -48,6 +48,7 @@ class RawControl:
     caught: bool | None
     evidence: str = ""
     tests: Tests = field(default_factory=dict)
+    stripes: tuple[int, ...] = ()
 
     def judged(self, level: float) -> Control:
         """``level`` is that of a single test."""
@@ -55,8 +56,9 @@ class RawControl:
             return Control(self.name, self.of, self.about, self.caught, self.evidence)
         best = min(self.tests, key=lambda name: self.tests[name][0].p_value)
         least = self.tests[best][0].p_value
-        evidence = f"{self.evidence}{best}: p = {least:.1g}, to be below {level:.1g}"
-        return Control(self.name, self.of, self.about, least < level, evidence)
+        shown = f"= {least:.1g}" if least > 0 else "below 1e-300"
+        evidence = f"{self.evidence}{best}: p {shown}, to be below {level:.1g}"
+        return Control(self.name, self.of, self.about, least < level, evidence, self.stripes)
 
 
 @dataclass
@@ -201,18 +203,19 @@ class Checks:
         raw.tests, raw.failed = law_tests(found, plain), found.failed
         raw.sampling = self._described(found)
         about = f"Plain decoding at {WARMER:g} times the temperature."
-        warm = RawControl("warmer", "sampling", about, None, tests=law_tests(ground.warmer_sample, plain))
-        raw.controls.append(warm)
+        raw.controls.append(self._drawn_control("warmer", about, ground.warmer_sample))
         if self.drafts:
             about = "The same samples with a verifier that accepts every drafted token."
             twin = ground.draw("control: unchecked drafts (samples)", self._twin, self._side + 1, self.tell)
             if twin.accepted:
-                raw.controls.append(
-                    RawControl("unchecked drafts", "sampling", about, None, tests=law_tests(twin, plain))
-                )
+                raw.controls.append(self._drawn_control("unchecked drafts", about, twin))
             else:
                 evidence = "nothing was drafted: the check has not tested any draft"
                 raw.controls.append(RawControl("unchecked drafts", "sampling", about, False, evidence))
+
+    def _drawn_control(self, name: str, about: str, found: Sampled) -> RawControl:
+        tests = law_tests(found, self.ground.plain_sample)
+        return RawControl(name, "sampling", about, None, tests=tests, stripes=stripes(found))
 
     def _described(self, found: Sampled) -> SamplingCheck:
         ground = self.ground
@@ -232,6 +235,7 @@ class Checks:
             accepted=found.accepted,
             failed=found.failed,
             params=given(ground.sampler.params),
+            stripes=stripes(found),
         )
 
     def _divergence(self) -> None:

@@ -138,7 +138,7 @@ def everything_on(
         "logit_bias": {common[1]: -1.5, common[2]: 1.0},
         "bad_words": [[common[0]], [common[3], common[1]]],
         "min_tokens": max(1, base.max_tokens // 4),
-        "stop": [text for text in strings if text][:1],
+        "stop": [text for text in strings if text and "\N{REPLACEMENT CHARACTER}" not in text][:1],
         "stop_token_ids": rare[:1],
     }
     default = SamplingParams()

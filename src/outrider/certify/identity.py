@@ -217,10 +217,10 @@ class _Case:
         """Fills ``blank`` with how far the draw lies from what chooses ``found``, and how far rounding moves that."""
         logits = self.judge.scores(self.prefix, self.prompt_length)
         least, limit = FLOOR.get(self.judge.model.dtype, FLOOR[torch.float32]), self._limit(logits)
-        steps = torch.log_softmax(logits[1:], -1) - torch.log_softmax(logits[:1], -1)
+        steps = (torch.log_softmax(logits[1:], -1) - torch.log_softmax(logits[:1], -1)).nan_to_num(0.0, 0.0, 0.0)
         # Laws as rounding might have made them: measured; the same steps turned round and doubled; and steps drawn
         # for every logit, of the size that one rounding of it has. This finds tokens at the edge of a truncation too.
-        size = torch.finfo(self.judge.model.dtype).eps * float(logits[0].abs().max())
+        size = torch.finfo(self.judge.model.dtype).eps * _largest(logits[0])
         drawn = np.random.default_rng(len(self.prefix)).uniform(-size, size, (_DRAWN, logits.shape[1]))
         moved_by = [*(stretch * steps for stretch in _STRETCH), torch.from_numpy(drawn).to(logits)]
         laws = self._laws(torch.cat([logits, logits[:1] + torch.cat(moved_by)]), self.params).double()
@@ -247,12 +247,18 @@ class _Case:
         """What can be rounding at all; some families round to float32 inside whatever their dtype."""
         eps = max(torch.finfo(self.judge.model.dtype).eps, torch.finfo(torch.float32).eps)
         fine = eps == torch.finfo(torch.float32).eps
-        return max(FLOOR[torch.float32], ROUNDING[fine] * eps * float(logits[0].abs().max()))
+        return max(FLOOR[torch.float32], ROUNDING[fine] * eps * _largest(logits[0]))
 
 
 def floor(dtype: torch.dtype, logits: Tensor) -> float:
     """Logits nearer than this are equal as far as ``dtype`` can tell, beside others as large as ``logits``."""
-    return max(FLOOR.get(dtype, 0.0), 2 * torch.finfo(dtype).eps * float(logits.abs().max()))
+    return max(FLOOR.get(dtype, 0.0), 2 * torch.finfo(dtype).eps * _largest(logits))
+
+
+def _largest(logits: Tensor) -> float:
+    """Of those that are finite: a law may forbid tokens."""
+    finite = logits[logits.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _from_interval(laws: Tensor, token: int, draw: float) -> tuple[float, float]:

@@ -42,7 +42,7 @@ def gather(
     """Token ids of ``count`` prompts (of the first turn, where a prompt has several) and what to say of them.
 
     ``prompts`` is a suite, a list of what ``LLM.encode`` takes, or None for the suite "own". Those that leave no room
-    for ``max_tokens`` in the context are left out before ``count`` are taken; raises ``ConfigError`` if none is left."""
+    for ``max_tokens`` in the context are left out first. Raises ``ConfigError`` if none is left."""
     if prompts is None:
         from outrider.bench.suite import load_suite
 
@@ -52,7 +52,7 @@ def gather(
         named = [Ask(f"prompt {number}", tuple(llm.encode(each))) for number, each in enumerate(prompts, start=1)]
         asks = [ask for ask in named if 0 < len(ask.tokens) <= room]
         digest = hashlib.sha256(repr([ask.tokens for ask in named]).encode()).hexdigest()
-        facts, whole, fit = ("prompts of the caller", "", digest), len(named), len(asks)
+        facts, whole, fit = ("given prompts", "", digest), len(named), len(asks)
         asks = asks[:count]
     else:
         from outrider.bench.runners import Conversation

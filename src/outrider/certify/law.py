@@ -9,7 +9,7 @@ tokens of all continuations add to one test, those of later rounds among them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,25 +26,29 @@ ENDED = -1
 """Stands for the token after an end."""
 _STRIPES, _GRID = 20, 6
 _LOTS = 1_000_003
+_SHARED = 25
 
 ABOUT = {
     "first tokens": "first token after each text, against plain decoding",
     "pairs": "first two tokens after each text, against plain decoding",
-    "places": "every token, in the target's own law after the tokens before it",
-    "neighbours": "every two tokens in a row, in the target's own law",
+    "next tokens": "the token after every text that enough continuations share, against the target's own law",
+    "places": "every token, by its place in the target's own law",
+    "neighbours": "every two tokens in a row, by their places",
 }
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """``texts[c][r]``: continuation r of context c. ``places`` are those of its tokens, None for the plain side.
-    ``failed`` counts continuations that ended with an error."""
+    """``texts[c][r]``: continuation r of context c. ``places`` are those of its tokens, None for the plain side;
+    ``forks`` are tests of the tokens behind each text that enough continuations share. ``failed`` counts continuations
+    that ended with an error."""
 
     texts: list[list[list[int]]]
     drafted: int
     accepted: int
     failed: int
     places: list[list[list[float]]] | None = None
+    forks: list[ChiSquare] = field(default_factory=list)
 
     def firsts(self, context: int) -> list[int]:
         return [text[0] for text in self.texts[context]]
@@ -76,7 +80,9 @@ class Sampler:
             drafted += sum(choice.stats.draft_tokens for choice in choices)
             accepted += sum(choice.stats.accepted_tokens for choice in choices)
             failed += sum(choice.error is not None for choice in choices)
-        return Sampled(texts, drafted, accepted, failed, self._places(texts, side) if places else None)
+        if not places:
+            return Sampled(texts, drafted, accepted, failed)
+        return Sampled(texts, drafted, accepted, failed, self._places(texts, side), self._forks(texts))
 
     def _places(self, texts: list[list[list[int]]], side: int) -> list[list[list[float]]]:
         rng = np.random.default_rng([self.seed % 2**63, side, _LOTS])
@@ -84,6 +90,21 @@ class Sampler:
         for context, mine in zip(self.contexts, texts, strict=True):
             lots = torch.from_numpy(rng.random((len(mine), max(map(len, mine), default=1))))
             found.append(self.scorer.places(context, mine, self.params, lots))
+        return found
+
+    def _forks(self, texts: list[list[list[int]]]) -> list[ChiSquare]:
+        found = []
+        for context, mine in zip(self.contexts, texts, strict=True):
+            behind: dict[tuple[int, ...], list[int]] = {}
+            for text in mine:
+                for at, token in enumerate(text):
+                    behind.setdefault(tuple(text[:at]), []).append(token)
+            shared = {start: tokens for start, tokens in behind.items() if len(tokens) >= _SHARED}
+            laws = self.scorer.laws_behind(context, list(shared), self.params)
+            for law, tokens in zip(laws, shared.values(), strict=True):
+                # A token that rounding alone lets through a truncation is rare, not impossible.
+                law = law.double().cpu() + 1e-15
+                found.append(chi_square(torch.bincount(torch.tensor(tokens), minlength=len(law)), law / law.sum()))
         return found
 
 
@@ -94,6 +115,9 @@ def law_tests(found: Sampled, plain: Sampled) -> dict[str, tuple[ChiSquare, bool
         "first tokens": (pooled([two_sample(found.firsts(c), plain.firsts(c)) for c in count]), False),
         "pairs": (pooled([two_sample(found.pairs(c), plain.pairs(c)) for c in count]), False),
     }
+    if found.forks:
+        # Given the text before it, each fork is a sample of its own: the tests are independent.
+        tests["next tokens"] = (pooled(found.forks), True)
     if found.places is not None:
         rows = [row for context in found.places for row in context]
         alone = torch.tensor([place for row in rows for place in row], dtype=torch.float64)
@@ -103,6 +127,12 @@ def law_tests(found: Sampled, plain: Sampled) -> dict[str, tuple[ChiSquare, bool
         if couples:
             tests["neighbours"] = (_uniform(torch.tensor(couples, dtype=torch.float64), _GRID), True)
     return tests
+
+
+def stripes(found: Sampled) -> tuple[int, ...]:
+    """How many tokens fall into each twentieth of the target's law, the likeliest first."""
+    places = torch.tensor([place for context in found.places or () for row in context for place in row])
+    return tuple(torch.bincount((places * _STRIPES).long().clamp(max=_STRIPES - 1), minlength=_STRIPES).tolist())
 
 
 def _uniform(places: torch.Tensor, cuts: int) -> ChiSquare:

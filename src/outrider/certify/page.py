@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from outrider.certify.result import Certificate, Findings, IdentityCheck, SamplingCheck
-from outrider.certify.words import NAMES, TITLES, TONES, evidence
+from outrider.certify.words import NAMES, TITLES, TONES, evidence, seen, small
 from outrider.pages import render
 
 PROMISES = {
@@ -29,6 +31,9 @@ def page(certificate: Certificate) -> str:
         evidence=evidence,
         cards=[_cards(found) for found in certificate.presets],
         shown=shown,
+        plain=plain,
+        small=small,
+        drawings=[_drawings(found) for found in certificate.presets],
     )
 
 
@@ -49,13 +54,12 @@ def _cards(found: Findings) -> list[tuple[str, str, str, str]]:
             cards.append(
                 (
                     "smallest p-value",
-                    f"{least:.2g}",
+                    small(least),
                     f"wrong below {check.level:g}",
                     "bad" if least < check.level else "",
                 )
             )
-            seen = min(test.detectable for test in check.tests)
-            cards.append(("distance it would see", f"{seen:.2g}", "in total variation, 9 times in 10", ""))
+            cards.append(("sees distances of", f"{seen(check):.2g}", "in total variation, 9 times in 10", ""))
     if found.controls:
         caught = sum(control.caught for control in found.controls)
         every = caught == len(found.controls)
@@ -63,6 +67,23 @@ def _cards(found: Findings) -> list[tuple[str, str, str, str]]:
     return cards
 
 
+def _drawings(found: Findings) -> list[tuple[str, list[tuple[float, float]], float]]:
+    """(caption, [(height, share of what is expected)], height of what is expected) of where tokens fall in the
+    target's law: the method's own, then those of the controls, all to one scale."""
+    every = [("this method", check.stripes) for check in found.checks if isinstance(check, SamplingCheck)]
+    every += [(f"control: {each.name}", each.stripes) for each in found.controls if each.stripes]
+    shares = [(name, [count * len(counts) / max(1, sum(counts)) for count in counts]) for name, counts in every]
+    tallest = max((share for _, bars in shares for share in bars), default=1.0)
+    return [(name, [(share / tallest, share) for share in bars], 1 / tallest) for name, bars in shares if bars]
+
+
 def shown(text: str) -> str:
     """A piece of text with what cannot be seen made visible."""
-    return text.replace("\n", "⏎").replace("\t", "⇥") or "end of text"
+    blank = len(text) - len(text.lstrip(" "))
+    text = "␣" * blank + text[blank:]
+    return text.replace("\n", "⏎").replace("\t", "⇥") or "the end"
+
+
+def plain(value: object) -> str:
+    """A parameter as one would write it."""
+    return json.dumps(value, ensure_ascii=False, default=str).replace('"', "'")

@@ -94,6 +94,8 @@ class SamplingCheck:
     """Continuations that ended with an error."""
     params: dict[str, Any]
     tests: tuple[LawTest, ...] = ()
+    stripes: tuple[int, ...] = ()
+    """Tokens in each twentieth of the target's own law, from the likeliest to the least likely: level if drawn so."""
     kind: str = "sampling"
 
 
@@ -139,6 +141,8 @@ class Control:
     about: str
     caught: bool
     evidence: str
+    stripes: tuple[int, ...] = ()
+    """As in ``SamplingCheck``, for controls of it."""
 
 
 @dataclass(frozen=True)

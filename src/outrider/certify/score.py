@@ -65,6 +65,17 @@ class Scorer:
         continuations of one prompt, none of them empty, and few enough for memory."""
         return self._law(ask, texts, params, *self._forward(ask, texts))
 
+    def laws_behind(self, ask: Ask, starts: Sequence[Sequence[int]], params: SamplingParams) -> list[Tensor]:
+        """Per start f[V]: the law of the token behind the prompt and that text."""
+        few = self._few(max(map(len, starts), default=0) + 1)
+        texts = [[*start, 0] for start in starts]
+        parts = [self.laws(ask, texts[first : first + few], params) for first in range(0, len(texts), few)]
+        return [law[-1] for part in parts for law in part]
+
+    def _few(self, length: int) -> int:
+        """How many texts of ``length`` tokens are scored at once."""
+        return max(1, _CELLS // (self.decoder.target.vocab_size * length))
+
     def _forward(self, ask: Ask, texts: Sequence[Sequence[int]]) -> tuple[Tensor, DraftTree]:
         """f[R,T,V] logits behind the prompt's last token and all but the last of each text, and the chains they are."""
         target, prefix = self.decoder.target, list(ask.tokens)
@@ -94,7 +105,7 @@ class Scorer:
         """Where each token of each text falls in [0,1): tokens laid out from the likeliest to the least likely,
         ``lots`` f64[R,L] in [0,1) saying where within the token's own stretch. Uniform and independent exactly when
         the texts are draws from the target's law (Rosenblatt 1952)."""
-        few = max(1, _CELLS // (self.decoder.target.vocab_size * max(map(len, texts))))
+        few = self._few(max(map(len, texts), default=1))
         found: list[list[float]] = []
         for first in range(0, len(texts), few):
             part = texts[first : first + few]

@@ -20,7 +20,7 @@ TITLES: dict[Verdict, str] = {
     "passed": "Passed",
     "wrong": "Wrong",
     "inconclusive": "Inconclusive",
-    "relaxed": "Relaxed, as declared",
+    "relaxed": "Relaxed",
     "incomplete": "Incomplete",
 }
 TONES = {"passed": "good", "wrong": "bad", "inconclusive": "warn", "relaxed": "warn", "incomplete": "warn"}
@@ -62,23 +62,35 @@ def findings_summary(
     if verdict == "relaxed":
         return _relaxed([check for check in checks if isinstance(check, Divergence)])
     if verdict == "wrong":
-        names = [check.name for check in checks if check.status == "wrong"]
-        return f"It changes what the model says: {_joined(names)} {'does' if len(names) == 1 else 'do'} not hold."
+        return f"It changes what the model says: {_faults(checks)}."
     if verdict == "inconclusive":
         missed = [f"{control.name} ({control.of})" for control in controls if not control.caught]
         if not missed:
             return "No check was made that could have found anything."
         return f"Nothing wrong was found, but the checks do not prove it: see {_joined(missed)}."
-    said = f"{whole} of {whole} texts are those of plain decoding"
+    said = f"all {_count(whole, 'text')} {'is that' if whole == 1 else 'are those'} of plain decoding"
     if ties:
-        said += f", {ties} of them up to a tie that rounding decides"
+        said += f" ({ties} up to a tie that rounding decides)"
     sampled = [check for check in checks if isinstance(check, SamplingCheck)]
     if sampled:
-        least = min(test.detectable for test in sampled[0].tests)
-        said += f"; samples have its law, as far as a distance of {least:.2g} can be seen"
+        said += f", and samples have its law (a distance of {seen(sampled[0]):.2g} would have been found)"
     elif guarantee is not Guarantee.IDENTICAL:
         said += "; nothing was tested above temperature 0"
-    return said + "."
+    return said[0].upper() + said[1:] + "."
+
+
+def _faults(checks: Sequence[Check]) -> str:
+    faults = []
+    texts = [check for check in checks if isinstance(check, IdentityCheck)]
+    wrong = sum(check.wrong for check in texts)
+    if wrong:
+        faults.append(
+            f"{wrong} of {_count(sum(check.texts for check in texts), 'text')} are not those of plain decoding"
+        )
+    for check in checks:
+        if isinstance(check, SamplingCheck) and check.status == "wrong":
+            faults.append("its samples have another law" if not check.failed else "some samples end with an error")
+    return ", and ".join(faults)
 
 
 def evidence(check: Check) -> str:
@@ -91,9 +103,21 @@ def evidence(check: Check) -> str:
         return _texts(check)
     least = min(check.tests, key=lambda test: test.adjusted)
     each = f"{check.samples} continuations of {_count(len(check.contexts), 'text')}, {check.tokens} tokens long"
-    found = f"smallest p-value {least.adjusted:.2g} ({least.name}; wrong would be below {check.level:g})"
+    found = f"smallest p-value {small(least.adjusted)} ({least.name}; wrong would be below {check.level:g})"
     failed = f" {_count(check.failed, 'continuation')} ended with an error." if check.failed else ""
     return f"{each}: {found}.{failed}{_drafts(check)}"
+
+
+def seen(check: SamplingCheck) -> float:
+    """The distance between laws of the next token that the check would have found; of its best test where it is not
+    among them."""
+    found = {test.name: test.detectable for test in check.tests}
+    return found.get("next tokens", min(found.values()))
+
+
+def small(p_value: float) -> str:
+    """A p-value; one too small for a float is not nothing."""
+    return f"{p_value:.2g}" if p_value > 0 else "below 1e-300"
 
 
 def _texts(check: IdentityCheck) -> str:

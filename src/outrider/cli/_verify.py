@@ -141,7 +141,7 @@ def show(console: Console, certificate: Certificate) -> None:
 
     provenance = certificate.provenance["models"]["target"]
     prompts = certificate.prompts
-    head = f"{certificate.model} · {provenance['dtype']} · {len(prompts.ids)} prompts of {prompts.suite}"
+    head = f"{certificate.model} · {provenance['dtype']} · {len(prompts.ids)} prompts ({prompts.suite})"
     console.print(head, style="dim", soft_wrap=True)
     line = Text(TITLES[certificate.verdict], _TONES[TONES[certificate.verdict]])
     line.append(f"  {certificate.summary}", "none")
