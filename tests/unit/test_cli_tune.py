@@ -63,6 +63,7 @@ def test_it_measures_shows_and_keeps(tune, prompts, folder, capfd):
     assert kept.workload.recorded == 3
     assert f"auto is now {kept.preset}" in out
     assert "expected" in out
+    assert "gain" in out
     assert str(path) in err.replace("\n", "")
     assert max(map(len, out.splitlines())) <= max(80, len(kept.why), len(folder) + 60)
     assert ANSI not in out + err

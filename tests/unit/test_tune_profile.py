@@ -12,6 +12,7 @@ from tune_world import a_profile, forecast
 from outrider import LLM, SamplingParams
 from outrider.errors import ModelError
 from outrider.model.load import wrap
+from outrider.model.table import TableModel
 from outrider.policy.goodput import Goodput
 from outrider.testing.tiny import tiny_model, tiny_tokenizer
 from outrider.tune import lookup, profile
@@ -257,6 +258,24 @@ def test_a_profile_that_needs_no_draft_model_serves_with_one(model):
     profile.save(fitting(model, key=both, preset="spec-decode(depth=3)", draft_model="draft"))
     assert lookup.tuned(model, draft).profile.preset == "spec-decode(depth=3)"
     assert lookup.tuned(model).profile.preset == "sam(min_match=2)"
+
+
+def test_a_model_without_weights_matches_nothing():
+    target = TableModel()
+    one = a_profile(key=profile.key_of(target))
+    assert one.key.weights == ""
+    profile.save(one)
+    assert lookup.tuned(target).profile is None
+
+
+def test_a_newer_choice_without_the_draft_model_replaces_one_with_it(model):
+    draft = wrap(tiny_model(dtype=torch.float32, seed=1), "draft")
+    both = profile.key_of(model, draft)
+    profile.save(fitting(model, key=both, preset="spec-decode(depth=3)", draft_model="draft"))
+    profile.save(fitting(model))
+    profile.discard(both)
+    assert lookup.tuned(model, draft).profile.preset == "sam(min_match=2)"
+    profile.discard(both)  # nothing left: no error
 
 
 # -- auto ---------------------------------------------------------------------------------------------------------

@@ -198,6 +198,9 @@ def test_prompts_that_do_not_fit_are_left_out_or_refused(world):
     assert [prompt.id for prompt in found.prompts] == ["p0"]
     with pytest.raises(ConfigError, match="no prompt of 'mine' fits"):
         Tuner(llm, Task(suite(long), ("pld",)), "priced")
+    found = Tuner(llm, Task(suite("1", "2", long, "3", long, groups=1), ("pld",)), "priced")
+    assert [prompt.id for prompt in found.prompts] == ["p0", "p1", "p3"]
+    assert found.checked.prompts == ()
 
 
 def test_the_two_sides_are_disjoint_and_alike():

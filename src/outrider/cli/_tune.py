@@ -118,7 +118,8 @@ def _write(profile: Profile, export: str | None, files: Files, screens: Screens)
 
 
 def ranking(console: Console, profile: Profile) -> None:
-    """The best candidates: what was predicted, what was measured, by how much the prediction was off."""
+    """The best candidates: what is believed of them; tokens per second that the check should find, what it found, and
+    by how much the prediction was off."""
     work = profile.workload
     title = f"{profile.model} · {work.source}: {_count(work.recorded)} recorded, {_count(work.checked)} checked"
     console.print(title, style="bold", soft_wrap=True)
@@ -136,17 +137,16 @@ def _ranking(profile: Profile) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, header_style="dim")
     table.add_column("preset", overflow="fold")
-    for name in ("expected", "tok/s", "/call", "measured", "tok/s", "error"):
+    for name in ("gain", "tok/s", "/call", "expected", "measured", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     shown = list(profile.ranking[:_SHOWN])
     shown += [one for one in profile.ranking[_SHOWN:] if one.preset == "plain" or one.measured is not None]
     for one in shown:
-        expected = one.measured.predicted if one.measured is not None else one.predicted
         table.add_row(
             one.preset,
-            f"{expected.speedup:.2f}x",
-            f"{expected.tokens_per_second:.1f}",
-            f"{expected.mean_accepted_length:.2f}",
+            f"{one.speedup:.2f}x",
+            f"{one.predicted.tokens_per_second:.1f}",
+            f"{one.predicted.mean_accepted_length:.2f}",
             *_measured(one.measured),
             style="bold" if one.preset == profile.preset else "",
         )
@@ -156,7 +156,7 @@ def _ranking(profile: Profile) -> Table:
 def _measured(one: Measured | None) -> tuple[str, str, str]:
     if one is None:
         return "", "", ""
-    return f"{one.speedup:.2f}x", f"{one.tokens_per_second:.1f}", f"{100 * one.error:+.0f} %"
+    return f"{one.predicted.tokens_per_second:.1f}", f"{one.tokens_per_second:.1f}", f"{100 * one.error:+.0f} %"
 
 
 def _count(prompts: int) -> str:
@@ -234,7 +234,8 @@ def show_kept(model: str, export: str | None, files: Files, screens: Screens) ->
     console = screens.err if files.to_stdout or export is not None else screens.out
     for path, one in found:
         where = one.key.around
-        console.print(f"{one.day} · {where.device} {where.dtype} · {where.threads} threads · {where.gpu or where.cpu}")
+        threads = f"{where.threads} thread{'s' * (where.threads != 1)}"
+        console.print(f"{one.day} · {where.device} {where.dtype} · {threads} · {where.gpu or where.cpu}")
         ranking(console, one)
         console.print(f"auto is {one.preset}: {one.why}", soft_wrap=True)
         screens.note(str(path))

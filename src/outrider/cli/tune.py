@@ -141,6 +141,8 @@ def _measure(task: Task, source: Source, screens: Screens) -> Profile | None:
             tuner.listener = listener
             found = tuner.run()
         profile.save(found)
+        if opened.llm.draft is not None and found.draft_model is None:  # an earlier choice that used it is outdated
+            profile.discard(profile.key_of(opened.llm.language_model, opened.llm.draft.model))
     except KeyboardInterrupt:
         screens.note("interrupted: nothing was kept", "yellow")
         return None

@@ -52,7 +52,7 @@ def tuned(target: LanguageModel, draft: LanguageModel | None = None) -> Tuned:
         if any(one.key.around == here for one in found):
             key = profile.key_of(target, drafter)
             for one in found:
-                if one.key == key:
+                if one.key == key and key.weights:  # a model without weights cannot be told from another
                     return _use(one, notes)
     if found:
         notes.append(_unfit(found, target, profile.around(target, draft)))

@@ -230,6 +230,14 @@ def save(profile: Profile) -> Path:
     return path
 
 
+def discard(key: Key) -> None:
+    """Delete the profiles of a key, if there are any: something newer stands for them."""
+    for path, one in list(profiles()):
+        if isinstance(one, Profile) and one.key == key:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def log(entry: dict[str, Any]) -> Path:
     """Append a line to ``predictions.jsonl`` beside the profiles: predictions go there before anything is measured."""
     path = prepare() / "predictions.jsonl"

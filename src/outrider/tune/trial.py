@@ -105,24 +105,41 @@ def record(
     last = 0.0
     while len(records) < len(prompts) and (not records or deadline.left >= last):
         began = deadline.clock()
-        records += _wave(engine, prompts[len(records) : len(records) + rows], params, deadline)
+        before, wave = len(records), prompts[len(records) : len(records) + rows]
+
+        def part(done: float, before: int = before, size: int = len(wave)) -> None:
+            tell((before + done * size) / len(prompts))
+
+        records += _wave(engine, wave, params, deadline, part)
         last = deadline.clock() - began
-        tell(len(records) / len(prompts))
     return [one for one in records if one.output]
 
 
-def _wave(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, deadline: Deadline) -> list[Record]:
+def _wave(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    deadline: Deadline,
+    tell: Callable[[float], None],
+) -> list[Record]:
     """Records of ``prompts``, side by side. They are read one by one, so that none is padded to the longest; reading
     takes at most half of the time, and who is not read by then has an empty record."""
     requests: list[Request] = []
+
+    def step() -> None:
+        engine.step()
+        done = sum(len(choice.token_ids) for request in requests for choice in request.choices)
+        tell(done / (params.max_tokens * len(prompts)))
+
     reading = deadline.part(0.5)
     for prompt in prompts:
         if requests and not reading.left:
             break
         requests.append(engine.submit(prompt.tokens, params, stream=False))
-        engine.step()
+        step()
     while deadline.left and not all(request.finished for request in requests):
-        engine.step()
+        step()
+    tell(1.0)
     for request in requests:
         engine.cancel(request)
     outputs = [tuple(request.choices[0].token_ids) for request in requests]

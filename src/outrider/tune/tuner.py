@@ -24,7 +24,7 @@ from outrider.tune.candidates import PLAIN, candidates
 from outrider.tune.predict import Check, Prediction
 from outrider.tune.timing import Clock, Deadline
 from outrider.tune.trying import Trials
-from outrider.tune.writing import Outcome, as_profile
+from outrider.tune.writing import Findings, as_profile
 
 if TYPE_CHECKING:
     from outrider.run.llm import LLM
@@ -96,8 +96,16 @@ class Tuner:
     def __post_init__(self) -> None:
         drafts = self.llm.draft is not None
         self.tried, self.dropped = candidates(self.task.names, self.llm.language_model, drafts, self.task.params)
-        self.recorded, self.checked = split(self.task.suite)
-        self.prompts = self._encode(self.recorded)
+        recorded, checked = split(self.task.suite)
+        self.prompts = self._encode(recorded)
+        fits = {prompt.id for prompt in self._encode(checked)}
+        self.checked = replace(checked, prompts=tuple(prompt for prompt in checked.prompts if prompt.id in fits))
+        if not self.prompts:
+            raise ConfigError(
+                f"no prompt of {self.task.suite.name!r} fits",
+                why=f"the context of {self.llm.engine.max_context} tokens must hold it and {self.task.max_tokens} more",
+                hint="Give shorter prompts, or lower --max-tokens.",
+            )
         self.trials: dict[str, trial.Trial] = {}
 
     def run(self) -> profile.Profile:
@@ -112,22 +120,17 @@ class Tuner:
         self.listener.predicted(predictions)
         checks = self._check(expected, costs)
         ranking = predict.rank(predictions, checks)
-        found = Outcome(ranking, costs, records, checks, self.trials, self.tried, self.dropped, self.deadline.used)
+        found = Findings(ranking, costs, records, checks, self.trials, self.tried, self.dropped, self.deadline.used)
         return as_profile(found, self.llm, self.task, (self.model, self.draft_model))
 
     def _encode(self, suite: Suite) -> list[trial.Prompt]:
+        """Those that fit into the context together with an answer."""
         found = []
         longest = self.llm.engine.max_context - self.task.max_tokens
         for prompt in suite.prompts:
             tokens = Conversation(self.llm, prompt).ids(0)
             if 0 < len(tokens) <= longest:
                 found.append(trial.Prompt(prompt.id, prompt.group, tuple(tokens)))
-        if not found:
-            raise ConfigError(
-                f"no prompt of {suite.name!r} fits",
-                why=f"the context of {self.llm.engine.max_context} tokens must hold it and {self.task.max_tokens} more",
-                hint="Give shorter prompts, or lower --max-tokens.",
-            )
         return found
 
     # -- phases -----------------------------------------------------------------------------------------------

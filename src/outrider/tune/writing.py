@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Findings:
     """Everything that one run of the tuner found."""
 
     ranking: Sequence[Ranked]
@@ -36,7 +36,7 @@ class Outcome:
     seconds: float
 
 
-def as_profile(found: Outcome, llm: LLM, task: Task, names: tuple[str, str | None]) -> profile.Profile:
+def as_profile(found: Findings, llm: LLM, task: Task, names: tuple[str, str | None]) -> profile.Profile:
     """The profile; ``names`` are those of the target and of the draft model. One whose choice does not use the draft
     model holds without it as well."""
     chosen = choose(found.ranking)
@@ -73,7 +73,7 @@ def as_profile(found: Outcome, llm: LLM, task: Task, names: tuple[str, str | Non
     )
 
 
-def draft_costs(found: Outcome) -> dict[str, DraftCost]:
+def draft_costs(found: Findings) -> dict[str, DraftCost]:
     """Per drafter that was tried alone, the cost of the setting that did best."""
     costs: dict[str, DraftCost] = {}
     by_name = {one.name: one for one in found.tried}
