@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from outrider import SamplingParams
+from outrider import ConfigError, SamplingParams, preset
 from outrider.policy.acceptance import Book, Kind, chain_tokens, ladder
 from outrider.policy.cost import LinearCost, StepCost
 from outrider.policy.fixed import Fixed
@@ -18,6 +18,7 @@ from outrider.policy.goodput import Goodput
 from outrider.policy.sources import best_length
 from outrider.run.row import Row
 from outrider.sampling import RowSampling
+from outrider.testing import conformance
 
 from .simulated import simulate
 
@@ -80,6 +81,59 @@ def test_smartspec_plans_the_argmax_found_by_brute_force() -> None:
 
 def test_smartspec_takes_the_first_of_equals() -> None:
     assert best_length([1.0, 2.0, 4.0, 4.0], [1.0, 1.0, 2.0, 2.0]) == 1
+
+
+def test_smartspec_stops_and_starts_at_different_gains() -> None:
+    cost = LinearCost(0.0, 0.002, 0.008)  # one drafted token more costs a fifth of a plain step
+    policy, rows = Goodput(Fixed(1), StepCost(cost), explore=0.0), rows_of(1, 64)
+
+    def drafts(alpha: float) -> list[bool]:
+        policy.book = ClosedForm([alpha])
+        return [not policy.plan(rows).empty for _ in range(40)]
+
+    assert all(drafts(0.26)[1:]), "worth 1.05 times plain, and running"
+    assert not any(drafts(0.1))
+    assert not any(drafts(0.26)), "worth 1.05 times plain, and stopped"
+    assert all(drafts(0.4)[20:]), "worth 1.17 times plain"
+
+
+@pytest.mark.parametrize("of", ["spec-decode(depth=3)", "sam(min_match=2)|token-recycling(nodes=9)", "pld+spec-decode"])
+@pytest.mark.parametrize("check", ["batch of 8", "guarantee", "join and leave", "choices", "prefixes"])
+def test_smartspec_of_other_presets_conforms(of: str, check: str) -> None:
+    conformance.check(lambda: preset("smartspec", of=of), only=[check])
+
+
+def test_smartspec_is_spelled_on_the_command_line() -> None:
+    parts = preset('smartspec(of="spec-decode(depth=8, structure=top-k)", explore=0)')
+    assert isinstance(parts.policy, Goodput)
+    assert parts.policy.purse.share == 0
+    assert parts.policy.core().plan([]).depth == 8
+    assert preset("smartspec(of=sam)").policy.core().plan([]).depth == 40
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("smartspec(of=pldd)", "pldd"),
+        ("smartspec(of=plain)", "plain"),
+        ("smartspec(of=smartspec)", "smartspec"),
+        ("smartspec(explore=2)", "explore"),
+        ("smartspec(leave=1.2, back=1.1)", "back"),
+        ("smartspec(leave=-1)", "leave"),
+        ("smartspec(of=7)", "of"),
+    ],
+)
+def test_smartspec_settings_that_cannot_work_are_named(spec: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        preset(spec)
+
+
+@pytest.mark.parametrize("spec", ["smartspec(of=pld)|token-recycling(nodes=5)", "sam|smartspec(of=pld)"])
+def test_smartspec_in_a_combination_decides_about_all_of_it(spec: str) -> None:
+    policy = preset(spec).policy
+    assert isinstance(policy, Goodput)
+    assert not isinstance(policy.core(), Goodput)
+    assert len(policy.core().plan([]).shares) == 2
 
 
 def load(rows: int, nodes: int, step: int) -> float:

@@ -23,7 +23,7 @@ class PrefixCache:
 
     def keep(self, row: int, tokens: list[int]) -> None:
         """Park ``row``, whose stored tokens are a prefix of ``tokens``."""
-        if self.limit:
+        if self.limit and self.store.lengths[row]:
             stored = tokens[: self.store.lengths[row]]
             longer = [e for e in self._entries if e.tokens != stored[: len(e.tokens)]]
             self._entries = [*longer, _Entry(stored, self.store.park(row))][-self.limit :]

@@ -98,8 +98,9 @@ class SlotStore(KVStore):
     def free(self, row: int) -> None:
         last = self.rows - 1
         if row != last:
-            for buffer in self._buffers.values():
-                buffer[:, row, :, : self.lengths[last]] = buffer[:, last, :, : self.lengths[last]]
+            if self.lengths[last]:  # rows that never held anything may have no place yet
+                for buffer in self._buffers.values():
+                    buffer[:, row, :, : self.lengths[last]] = buffer[:, last, :, : self.lengths[last]]
             self.lengths[row] = self.lengths[last]
             self.next_positions[row] = self.next_positions[last]
         self.lengths.pop()
@@ -190,7 +191,7 @@ class SlotStore(KVStore):
 
     def wipe(self, row: int) -> None:
         for buffer in self._buffers.values():
-            buffer[:, row] = 0
+            buffer[:, row : row + 1] = 0
 
     def park(self, row: int) -> dict[PlaneShape, Tensor]:
         length = self.lengths[row]

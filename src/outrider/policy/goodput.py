@@ -165,7 +165,8 @@ class Goodput(Policy):
         known = self.steps < 3 or self.cost.plain_steps(step.rows, step.context) > 0
         if known and not self._plain.due(self.steps):
             return False
-        return self.purse.affords(max(self._gain - 1, 0.0) * step.plain, GRACE * step.plain)
+        grace = GRACE * step.plain if self.purse.share else 0.0
+        return self.purse.affords(max(self._gain - 1, 0.0) * step.plain, grace)
 
     def _length(self, source: Source, share: Budget, rows: Sequence[Row]) -> int:
         """How many nodes to ask a drafter for."""

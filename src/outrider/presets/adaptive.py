@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from outrider.errors import ConfigError
 from outrider.parts import Parts
 from outrider.policy.goodput import Goodput
 from outrider.registry import preset, register
@@ -19,5 +20,13 @@ def smartspec(of: str = "pld", leave: float = 1.02, back: float = 1.08, explore:
     Drafting ends when it comes to less than ``leave`` times plain decoding and is taken up again above ``back`` times.
     ``explore`` bounds the share of time that is spent on trying again where nothing shows what acceptance would be.
     """
+    if not isinstance(of, str):
+        raise ConfigError(f"of={of!r}", hint='Give the name of a preset, for example of="pld".')
     parts = preset(of)
+    if parts.drafter is None or parts.policy.core() is not parts.policy:
+        raise ConfigError(
+            f"of={of!r}",
+            why="it drafts nothing" if parts.drafter is None else "its lengths are chosen by goodput already",
+            hint="Give a preset that drafts in lengths of its own, for example 'pld' or 'sam'.",
+        )
     return parts.with_(policy=Goodput(parts.policy, leave=leave, back=back, explore=explore))
