@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MEASURE, RECORD, TRY, CHECK = "measuring steps", "recording texts", "trying candidates", "checking the best"
 PHASES = (MEASURE, RECORD, TRY, CHECK)
-_SHARES = {MEASURE: 0.2, RECORD: 0.35, TRY: 0.3, CHECK: 1.0}
+_SHARES = {MEASURE: 0.2, RECORD: 0.27, TRY: 0.25, CHECK: 1.0}
 """Of the seconds that are left when a phase begins."""
 _ROWS = 8
 """Texts recorded side by side."""
