@@ -65,7 +65,7 @@ class Certifier:
         self.left_out = tuple(left_out)
         self._progress = progress or (lambda _: None)
         named = getattr(model, "preset", None) or self.llm.parts.name
-        self.subjects = subjects(named if presets is None else presets)
+        self.subjects = subjects(named if presets is None else presets, self.llm)
         self.decoder = Decoder(self.llm)
         for each in self.subjects:
             self.decoder.engine(each.make(), 1)  # raises what the parts have against this model

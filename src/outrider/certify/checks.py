@@ -27,6 +27,7 @@ from outrider.types import Guarantee
 
 GREEDY = "Greedy texts, one prompt after the other, against plain decoding of the same prompts."
 BATCH = "The same prompts decoded together in one batch, against plain decoding one by one."
+IN_FULL = "Here and below it drafts in full, also where its policy would find that it does not pay."
 SEEDED = "Texts drawn with a seed, in one batch, against plain decoding with the same seeds."
 PARAMETERS = "The same with every sampling parameter switched on."
 PARAMETERS_GREEDY = "Greedy texts with every sampling parameter switched on, in one batch, against plain decoding."
@@ -82,7 +83,9 @@ class Checks:
     def __init__(self, subject: Subject, ground: Ground, raw: Raw, tell: Tell, number: int = 0) -> None:
         self.subject, self.ground, self.raw, self.tell = subject, ground, raw, tell
         self.comparer = Comparer(ground.decoder, ground.judge, raw.guarantee)
-        self.drafts = subject.make().drafter is not None
+        parts = subject.make()
+        self.drafts = parts.drafter is not None
+        self._batch_about = BATCH if parts.policy.core() is parts.policy else f"{BATCH} {IN_FULL}"
         self._side = 2 + 2 * number
 
     def run(self) -> None:
@@ -102,7 +105,7 @@ class Checks:
         wanted = ground.greedy
         raw.checks.append(self._compare("greedy", GREEDY, self._alone("greedy texts", wanted), wanted))
         self._planted(wanted)
-        raw.checks.append(self._compare("batch", BATCH, self._batch("in one batch", wanted), wanted))
+        raw.checks.append(self._compare("batch", self._batch_about, self._batch("in one batch", wanted), wanted))
         self._unchecked("greedy", wanted)
 
     def _drawn(self) -> None:
@@ -133,7 +136,7 @@ class Checks:
 
     def _batch(self, stage: str, wanted: Reference, make: Callable[[], Parts] | None = None) -> list[Choice]:
         tick = Counter(self.tell, stage, sum(map(len, wanted.texts)))
-        return self.ground.decoder.together((make or self.subject.make)(), wanted.asks, wanted.params, tick)
+        return self.ground.decoder.together((make or self.subject.drafting)(), wanted.asks, wanted.params, tick)
 
     def _compare(self, name: str, about: str, found: list[Choice], wanted: Reference) -> IdentityCheck:
         self.tell(f"comparing: {name}", 0, 1)
@@ -188,7 +191,7 @@ class Checks:
         self.raw.controls.append(RawControl("accepted drafts", "all", about, accepted > 0, evidence))
 
     def _twin(self) -> Parts:
-        return unchecked(self.subject.make())
+        return unchecked(self.subject.drafting())
 
     # -- the same law -------------------------------------------------------------------------------------
 
@@ -199,7 +202,7 @@ class Checks:
             raw.checks.append(NotRun("sampling", SAMPLING, reason))
             return
         plain = ground.plain_sample
-        found = ground.draw("samples", self.subject.make, self._side, self.tell)
+        found = ground.draw("samples", self.subject.drafting, self._side, self.tell)
         raw.tests, raw.failed = law_tests(found, plain), found.failed
         raw.sampling = self._described(found)
         about = f"Plain decoding at {WARMER:g} times the temperature."
@@ -253,7 +256,7 @@ class Checks:
         firsts: Distance | None = None
         pairs: Distance | None = None
         if not ground.plan.sampling.greedy and ground.plan.samples:
-            sampled, plain = ground.draw("samples", self.subject.make, self._side, self.tell), ground.plain_sample
+            sampled, plain = ground.draw("samples", self.subject.drafting, self._side, self.tell), ground.plain_sample
             each = range(len(plain.texts))
 
             def joined(side: Sampled, of: str) -> list[tuple[int, object]]:

@@ -31,6 +31,12 @@ class Subject:
     name: str
     make: Callable[[], Parts]
 
+    def drafting(self) -> Parts:
+        """Fresh parts that draft in full: without a policy around their own that leaves drafting where it does not pay,
+        which nothing could be learnt from."""
+        parts = self.make()
+        return parts.with_(policy=parts.policy.core())
+
 
 @dataclass(frozen=True)
 class Ask:

@@ -22,18 +22,31 @@ if TYPE_CHECKING:
 SUITE = "own"
 
 
-def subjects(presets: str | Make | Sequence[str | Make]) -> list[Subject]:
-    """The methods named or built by ``presets``, in that order. Raises ``ConfigError`` for none, or one given twice."""
+def subjects(presets: str | Make | Sequence[str | Make], llm: LLM) -> list[Subject]:
+    """The methods named or built by ``presets``, in that order; "auto" is what it is for ``llm``, a tuned profile
+    included. Raises ``ConfigError`` for none, or one given twice."""
     several = [presets] if isinstance(presets, str) or callable(presets) else list(presets)
     found: list[Subject] = []
     for each in several:
-        one = Subject(each, partial(preset, each)) if isinstance(each, str) else Subject(each().name, each)
+        one = Subject(each, partial(_build, each, llm)) if isinstance(each, str) else Subject(each().name, each)
         if any(one.name == other.name for other in found):
             raise ConfigError(f"preset {one.name!r} is given twice", hint="Name it once.")
         found.append(one)
     if not found:
         raise ConfigError("no presets", hint="Name one.")
     return found
+
+
+def _build(name: str, llm: LLM) -> Parts:
+    from outrider.run.llm import AUTO
+
+    if name == AUTO:
+        from outrider.tune.lookup import tuned
+
+        found = tuned(llm.language_model, None if llm.draft is None else llm.draft.model)
+        if found.parts is not None:
+            return found.parts
+    return preset(name)
 
 
 def gather(
