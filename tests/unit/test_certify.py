@@ -333,6 +333,13 @@ def test_json_holds_everything(llm):
     assert read["prompts"]["ids"] == ["prompt 1", "prompt 2", "prompt 3"]
 
 
+def test_json_knows_no_infinity(llm):
+    params = SamplingParams(temperature=1.0, logit_bias={0: float("-inf"), 3: 0.5})
+    certificate = certify(llm, made("pld", NotChecking()), PROMPTS, replace(PLAN, sampling=params, samples=60))
+    text = json.dumps(certificate.as_dict(), allow_nan=False)
+    assert json.loads(text)["settings"]["sampling"]["logit_bias"] == {"0": "-inf", "3": 0.5}
+
+
 def test_page_shows_verdict_first_and_escapes(llm):
     certificate = certify(llm, ["sam", made("pld", NotChecking())], PROMPTS, replace(PLAN, samples=60))
     nasty = replace(certificate, model="<script>alert(1)</script>")

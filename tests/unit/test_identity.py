@@ -152,6 +152,8 @@ def test_gap_is_that_of_the_penalised_logits():
     forbidden = classify(model, PROMPT, [best], [second], replace(GREEDY, bad_words=[[best]]), SAME)
     assert forbidden.kind == "wrong"
     assert forbidden.gap == float("inf")
+    assert "forbids" in forbidden.words()
+    assert forbidden.as_dict()["gap"] is None
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -113,7 +114,11 @@ def given(params: SamplingParams) -> dict[str, Any]:
         changed["logits_processors"] = [
             getattr(each, "__name__", type(each).__name__) for each in params.logits_processors
         ]
-    return {name: dict(value) if name == "logit_bias" else value for name, value in changed.items()}
+    if "logit_bias" in changed:  # infinite where it forbids
+        changed["logit_bias"] = {
+            token: value if math.isfinite(value) else repr(value) for token, value in changed["logit_bias"].items()
+        }
+    return changed
 
 
 def everything_on(

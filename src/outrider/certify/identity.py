@@ -7,8 +7,9 @@ again, one token at a time as plain decoding does and in blocks as drafting does
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -67,6 +68,10 @@ class Difference:
     unit: Literal["logits", "probability"] = "logits"
     reason: str = ""
     """Why it is no tie, where the figures alone do not say so."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON, which knows no infinity: such a gap is None there."""
+        return {name: _finite(value) for name, value in asdict(self).items()}
 
     def words(self) -> str:
         """The finding as half a sentence."""
@@ -206,6 +211,8 @@ class _Case:
         variation, limit = float(gaps.max() - gaps.min()), self._limit(logits)
         least = floor(self.judge.model.dtype, logits[0])
         measured = replace(blank, gap=float(gaps[0]), tolerance=least, variation=variation)
+        if not math.isfinite(float(gaps[0])):
+            return replace(measured, variation=None, reason="the law forbids one of the two tokens there")
         if not variation <= limit:
             return replace(measured, reason=_unsteady(variation, limit))
         tolerance = max(least, 2 * variation)
@@ -253,6 +260,10 @@ class _Case:
 def floor(dtype: torch.dtype, logits: Tensor) -> float:
     """Logits nearer than this are equal as far as ``dtype`` can tell, beside others as large as ``logits``."""
     return max(FLOOR.get(dtype, 0.0), 2 * torch.finfo(dtype).eps * _largest(logits))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _largest(logits: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from outrider.cli._answer import Answer, decode
@@ -79,7 +79,7 @@ def difference(
         return "" if token is None else str(opened.llm.tokenizer.decode([token]))
 
     texts = {"preset_text": text(found.found), "plain_text": text(found.wanted)}
-    return asdict(found) | texts | {"why": found.words()}
+    return found.as_dict() | texts | {"why": found.words()}
 
 
 def _finished(answer: Answer) -> Answer:
