@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -111,25 +111,21 @@ def measure(
     """Sweep over ``sizes`` (ascending, from 1) behind the first ``contexts`` (ascending) tokens of ``text``, as often
     as the deadline allows; a context that there is no time for is left out.
 
-    Sweeps are interleaved: each goes once through all sizes, so that a slow second hits all of them alike.
+    Sweeps are interleaved: each goes once through all sizes, and contexts take turns, so that a slow second hits all of
+    them alike.
     """
-    times: list[StepTime] = []
-    prompt_token = None
-    for index, context in enumerate(contexts):
-        if times and not deadline.left:
+    stands: list[_Stand] = []
+    share = deadline.left / len(contexts) / _FEW_SWEEPS
+    for number, context in enumerate(contexts):
+        if stands and not deadline.left:
             break
-        own = deadline.part(1 / (len(contexts) - index))
         stand = _Stand(target, text[:context], sizes, deadline)
-        usual = stand.warm_up()
-        wanted = sizes if index == 0 else sorted({*sizes[::_SPARSE], sizes[-1]})
-        stand.sizes = affordable(wanted, usual, own.left / _FEW_SWEEPS)
-
-        def part(done: float, index: int = index) -> None:
-            tell((index + done) / len(contexts))
-
-        times += _sweeps(stand, context, own, part)
-        prompt_token = stand.prompt_token  # of the longest, where the fixed cost of a forward weighs least
-    return fit(times, prompt_token)
+        ends = stand.warm_up()
+        wanted = sizes if number == 0 else sorted({*sizes[::_SPARSE], sizes[-1]})
+        stand.sizes = affordable(wanted, ends, share)
+        stands.append(stand)
+    times = _sweeps(stands, deadline, tell)
+    return fit(times, stands[-1].prompt_token)  # of the longest, where the fixed cost of a forward weighs least
 
 
 def affordable(sizes: Sequence[int], seconds: tuple[float, float], budget: float) -> list[int]:
@@ -200,22 +196,25 @@ class _Stand:
         return small.forward + small.host, large.forward + large.host
 
     def sweep(self) -> list[StepTime]:
-        """All sizes once, and the plain step, on which every speed-up rests, twice."""
-        return [self.step(nodes) for nodes in (*self.sizes, 1)]
+        """All sizes once, and the plain step, on which every speed-up rests, twice. They are filed under the length of
+        the prompt; near the end of the context, where a draft is cut short, a step is left out."""
+        found = [(nodes, self.step(nodes)) for nodes in (*self.sizes, 1)]
+        return [replace(time, context=len(self.prompt)) for nodes, time in found if time.nodes == nodes]
 
 
-def _sweeps(stand: _Stand, context: int, deadline: Deadline, tell: Callable[[float], None]) -> list[StepTime]:
-    """Timed sweeps, filed under ``context``: one at least, more while there is time."""
+def _sweeps(stands: Sequence[_Stand], deadline: Deadline, tell: Callable[[float], None]) -> list[StepTime]:
+    """Timed sweeps of all stands in turns, each filed under its context: one at least, more while there is time."""
     times: list[StepTime] = []
     whole = max(deadline.left, 1e-9)
     last = 0.0
     for turn in range(_MANY_SWEEPS):
-        if turn and (not deadline.left or (turn >= _FEW_SWEEPS and deadline.left < last)):
+        if turn >= _FEW_SWEEPS and deadline.left < last:
             break
         began = deadline.clock()
-        for nodes, time in zip((*stand.sizes, 1), stand.sweep(), strict=True):
-            if time.nodes == nodes:  # near the end of the context a draft is cut short
-                times.append(StepTime(nodes, context, time.forward, time.host))
+        for stand in stands:
+            if times and not deadline.left:
+                break
+            times += stand.sweep()
         last = deadline.clock() - began
         tell(min(1.0, max((turn + 1) / _MANY_SWEEPS, 1 - deadline.left / whole)))
     return times
