@@ -49,6 +49,7 @@ def planned(cost: LinearCost, alphas: Sequence[float], context: int) -> int:
     policy.book = ClosedForm(alphas)
     policy.plan(rows)
     policy._sources[0].reach = K  # nothing is held back from a drafter that is known
+    policy._sources[0].judged = -1
     return policy.plan(rows).depth
 
 
@@ -89,6 +90,8 @@ def test_smartspec_stops_and_starts_at_different_gains() -> None:
 
     def drafts(alpha: float) -> list[bool]:
         policy.book = ClosedForm([alpha])
+        for source in policy._sources:
+            source.judged = -1
         return [not policy.plan(rows).empty for _ in range(40)]
 
     assert all(drafts(0.26)[1:]), "worth 1.05 times plain, and running"

@@ -40,7 +40,7 @@ CAREFUL = 4
 FEW = 8
 """Rows up to which each one's own evidence is looked at; among more it averages out."""
 PATIENCE = 16
-"""Steps for which a verdict on a drafter of which nothing new is known stands."""
+"""Steps for which a verdict stands on a drafter of which nothing new is known."""
 
 
 class Goodput(Policy):
@@ -115,8 +115,11 @@ class Goodput(Policy):
         self._close()
         if full.empty or not rows:
             return full
+        left = max(row.params.max_tokens - row.output_length for row in rows) - 1
+        if left <= 0:  # nothing is worth drafting behind the last token
+            return replace(full, depth=0, nodes=0)
         self.steps += 1
-        shares = self._shares(full)
+        shares = [replace(share, depth=min(share.depth, left)) for share in self._shares(full)]
         self._welcome(rows)
         step = self._step = Step(len(rows), sum(len(row.tokens) for row in rows) / len(rows))
         step.plain = self.cost.curve(step.rows, step.context, (0,))[0]
@@ -151,8 +154,10 @@ class Goodput(Policy):
         newest = max(row.id for row in rows)
         if newest > self._newest:
             self._newest = newest
-            for tries in (self._retry, *(source.tries for source in self._sources)):
-                tries.restart(self.steps)
+            self._retry.restart(self.steps)
+            for source in self._sources:
+                source.tries.restart(self.steps)
+                source.judged = -1
         if self.steps % 64 == 0:
             ids = {row.id for row in rows}
             self.book.keep(ids)
@@ -177,8 +182,9 @@ class Goodput(Policy):
         source.free = source.followed and draft.measured and draft.seconds(levels(share, most)) <= FREE * step.plain
         if source.free:
             return most
-        if source.judged >= 0 and self.steps < source.judged + PATIENCE and not source.tries.due(self.steps):
-            return 0
+        settled = source.judged > max(self.steps - PATIENCE, -1)
+        if settled and (source.on or not source.tries.due(self.steps)):
+            return min(source.length, most)
         lengths = ladder(min(most, max(CAREFUL, 2 * source.reach)))
         forward = self.cost.curve(step.rows, step.context, lengths)
         asked = 1 - (1 - source.spoke) ** len(rows)  # somebody has a draft
@@ -190,9 +196,9 @@ class Goodput(Policy):
         tokens = self._tokens(source, share, rows, lengths)
         best = best_length(tokens, seconds)
         gain = tokens[best] / seconds[best] * step.plain / len(rows)
-        length = lengths[best + 1]
+        length, source.judged, source.length = lengths[best + 1], self.steps, 0
         if gain > (self.leave if source.on else self.back):
-            source.on, self._gain = True, gain
+            source.on, source.length, self._gain = True, length, gain
             return length
         if source.on:
             source.on = False
@@ -207,7 +213,6 @@ class Goodput(Policy):
                 step.kind = "try"
                 return length
             source.tries.at = self.steps + PATIENCE
-        source.judged = self.steps
         return 0
 
     def _tokens(self, source: Source, share: Budget, rows: Sequence[Row], lengths: Sequence[int]) -> list[float]:

@@ -41,8 +41,10 @@ class Source:
     """The furthest node of a draft of its that was accepted."""
     asked: int = 0
     """The step in which it was asked last."""
+    length: int = 0
+    """Nodes it was last found worth asking for."""
     judged: int = -1
-    """The step in which it was last found not to pay; -1 when something has been learnt of it since."""
+    """The step of that verdict; -1 when something has changed since."""
     read: dict[int, int] = field(default_factory=dict)
     """Tokens of each request's text it had seen when it was last asked."""
 
