@@ -139,8 +139,8 @@ class Checks:
         return self.ground.decoder.together((make or self.subject.drafting)(), wanted.asks, wanted.params, tick)
 
     def _compare(self, name: str, about: str, found: list[Choice], wanted: Reference) -> IdentityCheck:
-        self.tell(f"comparing: {name}", 0, 1)
-        return self.comparer.check(name, about, found, wanted)
+        tick = Counter(self.tell, f"comparing: {name}", len(found))
+        return self.comparer.check(name, about, found, wanted, tick)
 
     # -- controls -----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from outrider.certify.decode import Ask, Decoder
+from outrider.certify.decode import Ask, Decoder, Tick
 from outrider.certify.identity import Difference, Judge, first_difference
 from outrider.certify.result import IdentityCheck, Shown
 from outrider.params import SamplingParams
@@ -38,8 +38,8 @@ class Comparer:
     judge: Judge
     guarantee: Guarantee
 
-    def check(self, name: str, about: str, found: Sequence[Choice], wanted: Reference) -> IdentityCheck:
-        """The finished check."""
+    def check(self, name: str, about: str, found: Sequence[Choice], wanted: Reference, tick: Tick) -> IdentityCheck:
+        """The finished check; ``tick`` is told of every text."""
         shown, compared = [], 0
         for ask, params, mine, right in zip(wanted.asks, wanted.params, found, wanted.choices, strict=True):
             difference = self.difference(ask, mine, right, params)
@@ -47,6 +47,7 @@ class Comparer:
             compared += length if difference is None else min(difference.position + 1, length)
             if difference is not None:
                 shown.append(self.show(ask, difference, right.token_ids))
+            tick(1)
         kinds = [each.difference.kind for each in shown]
         return IdentityCheck(
             name=name,

@@ -26,10 +26,10 @@ class Plan:
     ``samples`` continuations are drawn from each of ``contexts`` texts (0: no sampling check), ``sample_tokens`` long.
     ``level`` is the chance that the sampling tests of a certificate reject a method that is exact."""
 
-    prompts: int = 10
+    prompts: int = 8
     max_tokens: int = 48
     sampling: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=1.0))
-    samples: int = 400
+    samples: int = 300
     contexts: int = 3
     sample_tokens: int = 6
     level: float = 0.001

@@ -70,7 +70,9 @@ def findings_summary(
         return f"Nothing wrong was found, but the checks do not prove it: see {_joined(missed)}."
     said = f"all {_count(whole, 'text')} {'is that' if whole == 1 else 'are those'} of plain decoding"
     if ties:
-        said += f" ({ties} up to a tie that rounding decides)"
+        same = sum(check.identical for check in texts)
+        said = f"no text differs from plain decoding by more than rounding ({same} of {whole} identical, "
+        said += f"{ties} {'parts' if ties == 1 else 'part'} at a tie)"
     sampled = [check for check in checks if isinstance(check, SamplingCheck)]
     if sampled:
         said += f", and samples have its law (a distance of {seen(sampled[0]):.2g} would have been found)"

@@ -148,8 +148,20 @@ def show(console: Console, certificate: Certificate) -> None:
     console.print(line)
     for found in certificate.presets:
         _findings(console, found, alone=len(certificate.presets) == 1)
+    compared, tokens = _compared(certificate)
+    if compared < tokens / 2:
+        console.print(Text("half of the tokens stand behind a tie: --dtype float32 compares more", "dim"))
     for each in (*certificate.left_out, *prompts.left_out):
         console.print(Text(f"left out: {each.name}: {each.reason}", "dim"))
+
+
+def _compared(certificate: Certificate) -> tuple[int, int]:
+    """Tokens that were compared, and all of them."""
+    from outrider.certify.result import IdentityCheck
+
+    checks = [check for found in certificate.presets for check in found.checks if isinstance(check, IdentityCheck)]
+    passed = [check for check in checks if check.status == "passed"]
+    return sum(check.compared for check in passed), sum(check.tokens for check in passed)
 
 
 def _findings(console: Console, found: Findings, alone: bool) -> None:

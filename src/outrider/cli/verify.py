@@ -50,7 +50,7 @@ def verify(
     ] = None,
     prompts: Annotated[
         int | None,
-        typer.Option("--prompts", help="How many, taken from all groups in turn. (10)", rich_help_panel=_WHAT),
+        typer.Option("--prompts", help="How many, taken from all groups in turn. (8)", rich_help_panel=_WHAT),
     ] = None,
     max_tokens: Annotated[
         int | None,
@@ -60,7 +60,7 @@ def verify(
         int | None,
         typer.Option(
             "--samples",
-            help="Continuations of each sampled text; more see smaller faults, 0 leaves sampling out. (400)",
+            help="Continuations of each sampled text; more see smaller faults, 0 leaves sampling out. (300)",
             rich_help_panel=_WHAT,
         ),
     ] = None,
