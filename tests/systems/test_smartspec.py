@@ -12,7 +12,7 @@ import pytest
 
 from outrider import ConfigError, SamplingParams, preset
 from outrider.policy.acceptance import Book, Kind, chain_tokens, ladder
-from outrider.policy.cost import LinearCost, StepCost
+from outrider.policy.cost import DraftCost, LinearCost, StepCost
 from outrider.policy.fixed import Fixed
 from outrider.policy.goodput import Goodput
 from outrider.policy.sources import best_length
@@ -145,10 +145,10 @@ def load(rows: int, nodes: int, step: int) -> float:
 
 
 def test_smartspec_drafts_less_the_more_rows_there_are() -> None:
-    lengths = []
+    cost, lengths = StepCost(LinearCost(0, 0.0002, 0.010), {"chance": DraftCost(level=0.0002)}), []
     for rows in (1, 8, 32, 128, 512):
-        run = simulate(Goodput(Fixed(K)), lambda _: 0.9, load, rows=rows, tokens=60, level=0.0002)
-        lengths.append(float(np.mean(run.nodes[len(run.nodes) // 2 :])))
+        run = simulate(Goodput(Fixed(K), cost), lambda _: 0.9, load, rows=rows, tokens=100, level=0.0002)
+        lengths.append(float(np.mean(run.nodes[-len(run.nodes) // 4 : -1])))
     print([f"{length:.1f}" for length in lengths])
     assert lengths[0] > 5
     assert lengths == sorted(lengths, reverse=True)

@@ -90,6 +90,17 @@ def test_evidence_of_nodes_of_trees_that_are_no_longer_drafted_fades() -> None:
     assert gains[8] > gains[2] + 0.1
 
 
+def test_small_trees_tell_what_large_ones_are_worth_on_the_whole() -> None:
+    large = TREES._replace(size=6)
+    first = Book().gains(large, 0, 40)[-1]
+    for share in (1.0, 0.25):
+        book = Book()
+        for i in range(400):
+            book.add(TREES, 0, [2, 4] if (i * share) % 1 < share else [], 4)
+        ratio = book.gains(large, 0, 40)[-1] / first
+        assert ratio == pytest.approx(share * 2 / 1.46, rel=0.1)
+
+
 @pytest.mark.parametrize("kind", [KIND, TREES])
 def test_the_start_is_optimistic_and_evidence_ends_it(kind: Kind) -> None:
     book = Book()

@@ -52,7 +52,7 @@ def test_first_calls_do_not_count() -> None:
     assert cost.seconds(1, 9, 0) < 0.05
     for _ in range(2):
         cost.observe(1, 9, 0, 0.03)
-    assert cost.seconds(1, 9, 0) == pytest.approx(0.03)
+    assert cost.seconds(1, 9, 0) == pytest.approx(0.03, rel=0.05)
 
 
 def test_one_slow_step_changes_nothing_much() -> None:

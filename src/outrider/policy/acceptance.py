@@ -61,8 +61,6 @@ class Acceptance:
     ``window``."""
 
     __slots__ = ("rate", "weight", "window")
-    prior: tuple[float, ...]
-    """Rates before anything is known."""
 
     def __init__(self, window: int) -> None:
         self.window = window
@@ -76,14 +74,13 @@ class Acceptance:
 
     @staticmethod
     def gains(rates: Sequence[float], lengths: Sequence[int]) -> list[float]:
-        """Accepted nodes expected of the first ``lengths[i]`` nodes."""
+        """Accepted nodes expected of the first ``lengths[i]`` nodes, a ladder."""
         raise NotImplementedError
 
-    @classmethod
-    def assumed(cls, before: Sequence[float]) -> float:
-        """The rate of the next bucket before anything is known of it, where ``before`` are those of the buckets before
-        it."""
-        raise NotImplementedError
+    def over(self, wide: Sequence[float], trust: float) -> list[float]:
+        """These rates, leaning on the more general ones in ``wide`` as if those were ``trust`` drafts."""
+        lines = zip(self.weight, self.rate, wide, strict=False)
+        return [(weight * rate + trust * other) / (weight + trust) for weight, rate, other in lines]
 
     def age(self, weight: float) -> None:
         """What is known counts as ``weight`` drafts at most."""
@@ -100,7 +97,6 @@ class Chained(Acceptance):
     themselves, so a time in which first tokens fail leaves what is known of later ones alone."""
 
     __slots__ = ()
-    prior = (_OPTIMISM,) * len(EDGES)
 
     def add(self, hits: Sequence[int], seen: int) -> None:
         count = len(hits)
@@ -122,19 +118,12 @@ class Chained(Acceptance):
             gains.append(total)
         return gains
 
-    @classmethod
-    def assumed(cls, before: Sequence[float]) -> float:
-        return cls.prior[len(before)]
-
 
 class Branched(Acceptance):
-    """Of trees: the rate is the share of nodes that are on the accepted path."""
+    """Of trees: the rate is the share of nodes that are on the accepted path. Node j of a small tree is not node j of a
+    large one: trees of other sizes tell only how far off the assumption is on the whole (``off``)."""
 
     __slots__ = ()
-    prior = (
-        0.0,
-        *(sum(_FIRST / j for j in range(low + 1, high + 1)) / (high - low) for low, high in pairwise(EDGES)),
-    )
 
     def add(self, hits: Sequence[int], seen: int) -> None:
         place = 0
@@ -154,12 +143,31 @@ class Branched(Acceptance):
             gains.append(gains[-1] + rates[i] * (lengths[i] - lengths[i - 1]))
         return gains
 
-    @classmethod
-    def assumed(cls, before: Sequence[float]) -> float:
-        """Less than ``prior`` by as much as the nodes before it are."""
-        lengths, rate = EDGES[: len(before)], cls.prior[len(before)]
-        thought = cls.gains(cls.prior, lengths)[-1]
-        return rate * min(cls.gains(before, lengths)[-1] / thought, 1.0) if thought else rate
+
+ASSUMED_CHAIN = (_OPTIMISM,) * len(EDGES)
+ASSUMED_TREE = (
+    0.0,
+    *(sum(_FIRST / j for j in range(low + 1, high + 1)) / (high - low) for low, high in pairwise(EDGES)),
+)
+"""Rates before anything is known."""
+
+
+class Scale:
+    """Accepted nodes of all trees of a drafter over those that were assumed, from an assumption that was right."""
+
+    __slots__ = ("accepted", "assumed")
+
+    def __init__(self) -> None:
+        self.accepted = self.assumed = float(_TRUST["source"])
+
+    def add(self, hits: Sequence[int], seen: int) -> None:
+        keep = 1 - 1 / _WINDOW["source"]
+        self.accepted = keep * self.accepted + len(hits)
+        self.assumed = keep * self.assumed + Branched.gains(ASSUMED_TREE, ladder(seen))[-1]
+
+    @property
+    def off(self) -> float:
+        return self.accepted / self.assumed
 
 
 class Book:
@@ -170,22 +178,25 @@ class Book:
     """
 
     def __init__(self) -> None:
-        self._sources: dict[tuple[int, bool], Acceptance] = {}
+        self._chains: dict[int, Chained] = {}
+        self._trees: dict[int, Scale] = {}
         self._kinds: dict[Kind, Acceptance] = {}
         self._rows: dict[int, dict[Kind, Acceptance]] = {}
-        self._rates: dict[tuple[Kind, int], list[float]] = {}  # engine-wide, until something is added
+        self._rates: dict[Kind, list[float]] = {}  # engine-wide, until something is added
 
     def add(self, kind: Kind, row: int, hits: Sequence[int], seen: int) -> None:
         """A draft of request ``row``; see ``Acceptance.add``."""
-        make = Branched if kind.branching else Chained
-        source, own = (kind.source, kind.branching), self._rows.setdefault(row, {})
+        make, own = Branched if kind.branching else Chained, self._rows.setdefault(row, {})
         if kind not in own:
             own[kind] = make(_WINDOW["row"])
             if kind not in self._kinds:
                 self._kinds[kind] = make(_WINDOW["kind"])
-                if source not in self._sources:
-                    self._sources[source] = make(_WINDOW["source"])
-        for level in (self._sources[source], self._kinds[kind], own[kind]):
+                if kind.branching:
+                    self._trees.setdefault(kind.source, Scale())
+                else:
+                    self._chains.setdefault(kind.source, Chained(_WINDOW["source"]))
+        source = self._trees[kind.source] if kind.branching else self._chains[kind.source]
+        for level in (source, self._kinds[kind], own[kind]):
             level.add(hits, seen)
         self._rates.clear()
 
@@ -193,29 +204,24 @@ class Book:
         """Accepted nodes expected of a draft of ``nodes`` nodes cut at each length of ``ladder(nodes)``; ``row`` None:
         of any request."""
         lengths = ladder(nodes)
-        rates = self._wide(kind, len(lengths))
+        rates = self._rates.get(kind) or self._wide(kind)
         own = None if row is None or row not in self._rows else self._rows[row].get(kind)
         if own is not None:
-            pairs = zip(own.weight, own.rate, rates, strict=False)
-            rates = [(weight * rate + _TRUST["row"] * wide) / (weight + _TRUST["row"]) for weight, rate, wide in pairs]
+            rates = own.over(rates[: len(lengths)], _TRUST["row"])
         return (Branched if kind.branching else Chained).gains(rates, lengths)
 
-    def _wide(self, kind: Kind, buckets: int) -> list[float]:
-        """Rates of the first buckets, engine-wide."""
-        known = self._rates.get((kind, buckets))
-        if known is not None:
-            return known
-        make = Branched if kind.branching else Chained
-        source, mine = self._sources.get((kind.source, kind.branching)), self._kinds.get(kind)
-        rates = [make.prior[0]]
-        for i in range(1, buckets):
-            rate = make.assumed(rates)
-            for found, trust in ((source, _TRUST["source"]), (mine, _TRUST["kind"])):
-                if found is not None:
-                    weight = found.weight[i]
-                    rate = (weight * found.rate[i] + trust * rate) / (weight + trust)
-            rates.append(rate)
-        self._rates[kind, buckets] = rates
+    def _wide(self, kind: Kind) -> list[float]:
+        """Rates, engine-wide."""
+        if kind.branching:
+            off = self._trees[kind.source].off if kind.source in self._trees else 1.0
+            rates = [rate * off for rate in ASSUMED_TREE]
+        elif kind.source in self._chains:
+            rates = self._chains[kind.source].over(ASSUMED_CHAIN, _TRUST["source"])
+        else:
+            rates = list(ASSUMED_CHAIN)
+        if kind in self._kinds:
+            rates = self._kinds[kind].over(rates, _TRUST["kind"])
+        self._rates[kind] = rates
         return rates
 
     def age(self, source: int, rows: Collection[int], weight: float = 1.0) -> None:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from outrider.draft.base import DraftContext
     from outrider.run.row import Row
 
-FREE = 0.01
-"""A drafter that takes less of a plain step than this is always asked, and its proposals are judged one by one."""
+FREE = 0.02
+"""A look-up that takes less than this of the time that its tokens would take by plain steps is always asked, and its
+proposals are judged one by one."""
 GRACE = 2.0
 """Plain steps that trying may cost before there has been time to earn them."""
 WORTH_TRYING = 0.25
@@ -129,8 +130,8 @@ class Goodput(Policy):
         lengths = [self._length(source, share, rows) for source, share in zip(self._sources, shares, strict=True)]
         if not any(lengths):
             return replace(full, depth=0, nodes=0)
-        skip = full.skip | (self._skipped(rows, shares[0], lengths[0]) if len(shares) == 1 else frozenset())
-        self._ask(rows, skip, shares, lengths)
+        skip = full.skip | (self._skipped(rows, lengths[0]) if len(shares) == 1 else frozenset())
+        self._ask(rows, skip, lengths)
         step.merged = full.nodes > max(share.nodes for share in shares)
         parts = tuple(cut(share, length) for share, length in zip(shares, lengths, strict=True))
         if len(parts) == 1:
@@ -179,7 +180,10 @@ class Goodput(Policy):
         if most == 0:
             return 0
         draft = source.draft
-        source.free = source.followed and draft.measured and draft.seconds(levels(share, most)) <= FREE * step.plain
+        # Of a tree with fewer nodes the drafter itself knows the best shape: it is told before, not cut afterwards.
+        source.branching = share.width > 1
+        chain = not source.branching and source.followed
+        source.free = chain and source.takes_at_most(levels(share, most), FREE * step.plain * source.yields)
         if source.free:
             return most
         settled = source.judged > max(self.steps - PATIENCE, -1)
@@ -193,7 +197,7 @@ class Goodput(Policy):
             step.plain + asked * (time - step.plain) + draft.seconds(levels(share, length)) + reading
             for length, time in zip(lengths[1:], forward[1:], strict=True)
         ]
-        tokens = self._tokens(source, share, rows, lengths)
+        tokens = self._tokens(source, rows, lengths)
         best = best_length(tokens, seconds)
         gain = tokens[best] / seconds[best] * step.plain / len(rows)
         length, source.judged, source.length = lengths[best + 1], self.steps, 0
@@ -215,17 +219,17 @@ class Goodput(Policy):
             source.tries.at = self.steps + PATIENCE
         return 0
 
-    def _tokens(self, source: Source, share: Budget, rows: Sequence[Row], lengths: Sequence[int]) -> list[float]:
+    def _tokens(self, source: Source, rows: Sequence[Row], lengths: Sequence[int]) -> list[float]:
         """Tokens that the batch is expected to emit when the drafter is asked for each of ``lengths`` but 0."""
         count = len(rows)
-        curves = [self._gains(source, share, row.id, lengths) for row in rows[: count if count <= FEW else 0]]
+        curves = [self._gains(source, row.id, lengths) for row in rows[: count if count <= FEW else 0]]
         if not curves:
-            curves = [[count * gain for gain in self._gains(source, share, None, lengths)]]
+            curves = [[count * gain for gain in self._gains(source, None, lengths)]]
         return [count + source.spoke * sum(gains) for gains in zip(*(curve[1:] for curve in curves), strict=True)]
 
-    def _gains(self, source: Source, share: Budget, row: int | None, lengths: Sequence[int]) -> list[float]:
+    def _gains(self, source: Source, row: int | None, lengths: Sequence[int]) -> list[float]:
         """Accepted nodes expected when the drafter is asked for each of ``lengths``."""
-        if share.width == 1:
+        if not source.branching:
             return self.book.gains(Kind(source.index, source.origin), row, lengths[-1])
         curves = {}  # another number of nodes is another tree
         for size in {length.bit_length() for length in lengths[1:]}:
@@ -233,25 +237,25 @@ class Goodput(Policy):
             curves[size] = self.book.gains(kind, row, min(lengths[-1], (1 << size) - 1))
         return [curves[length.bit_length()][i] if length else 0.0 for i, length in enumerate(lengths)]
 
-    def _skipped(self, rows: Sequence[Row], share: Budget, length: int) -> frozenset[int]:
+    def _skipped(self, rows: Sequence[Row], length: int) -> frozenset[int]:
         """Rows whose unread text costs the drafter more than their drafts will repay."""
         source, worth = self._sources[0], self._step.plain / len(rows)
         if source.free or len(rows) == 1:
             return frozenset()
-        branching = share.width > 1
-        kind = Kind(0, source.origin, length.bit_length() if branching else 0, branching)
+        size = length.bit_length() if source.branching else 0
+        kind = Kind(0, source.origin, size, source.branching)
         costs = {row.id: source.reading_per_step(row) for row in rows}
         return frozenset(
             row for row, cost in costs.items() if cost > 0 and self.book.gains(kind, row, length)[-1] * worth < cost
         )
 
-    def _ask(self, rows: Sequence[Row], skip: frozenset[int], shares: Sequence[Budget], lengths: Sequence[int]) -> None:
+    def _ask(self, rows: Sequence[Row], skip: frozenset[int], lengths: Sequence[int]) -> None:
         """Note what is asked of whom."""
         mine = [row for row in rows if row.id not in skip]
         asked = []
-        for source, share, length in zip(self._sources, shares, lengths, strict=True):
+        for source, length in zip(self._sources, lengths, strict=True):
             if length and mine:
-                asked.append(Asked(source, levels(share, length), max(map(source.behind, mine))))
+                asked.append(Asked(source, max(map(source.behind, mine))))
                 source.read.update((row.id, len(row.tokens)) for row in mine)
                 source.asked = self.steps
         self._step.asked = asked
@@ -268,7 +272,7 @@ class Goodput(Policy):
             return within
         lengths = ladder(longest)
         origins = first_origins(tree)
-        step.served = self._served(origins, drafted)
+        step.served, step.depth = self._served(origins, drafted), tree.depth_bound
         tokens, kinds = self._judge(rows, tree, origins, lengths)
         seconds = self.cost.curve(step.rows, step.context, lengths)
         best = best_length(tokens[1:], seconds[1:]) + 1
@@ -317,6 +321,7 @@ class Goodput(Policy):
         """The kind of a draft. Its size is evidence where the drafter chose it, and its shape where it branches."""
         source = self._source(origin)
         source.origin = origin
+        branching |= source.branching
         return Kind(source.index, origin, size.bit_length() if source.free or branching else 0, branching)
 
     def _source(self, origin: str) -> Source:
@@ -344,7 +349,8 @@ class Goodput(Policy):
                 kind = self._kind(origins[b], drafted[b], not tree.is_chain)
                 self._learn(kind, row.id, path[1:count], drafted[b])
         if step.asked:
-            self._listen(step, step.served or self._served(origins, drafted))
+            step.depth = max(step.depth, tree.depth_bound)
+            self._listen(step, step.served or self._served(origins, drafted), outcome.emitted)
 
     def _served(self, origins: Sequence[str], drafted: Sequence[int]) -> list[int]:
         """Number of the source of each row's draft, -1 where there is none."""
@@ -366,17 +372,24 @@ class Goodput(Policy):
             if not source.on:
                 source.tries.soon(self.steps)
 
-    def _listen(self, step: Step, served: Sequence[int]) -> None:
+    def _listen(self, step: Step, served: Sequence[int], emitted: Sequence[Sequence[int]]) -> None:
         """Learn how long the drafters took and how often they speak. The time of a step is that of the last drafter
         asked, less what those before it usually take."""
         last = max(served) if min(served) >= 0 and not step.merged else len(self._sources)
         asked = [one for one in step.asked if one.source.index <= last]
-        seconds = step.drafting - sum(one.source.draft.seconds(one.levels) for one in asked[:-1])
-        if asked:
-            asked[-1].source.draft.observe(asked[-1].levels, asked[-1].behind, max(seconds, 0.0))
+        if not asked:
+            return
+        seconds = step.drafting
+        for one in asked[:-1]:
+            one.source.together.add(step.drafting)
+            seconds -= one.source.draft.seconds(0)
+        final = asked[-1].source
+        depth = step.depth if step.merged or final.index in served else 0
+        final.draft.observe(depth, asked[-1].behind, max(seconds, 0.0))
         for one in asked:
             mine = one.source.index
-            one.source.heard([who == mine for who in served if who < 0 or who >= mine])
+            heard = [len(tokens) for who, tokens in zip(served, emitted, strict=True) if who == mine]
+            one.source.heard(heard, max(sum(who < 0 or who >= mine for who in served), 1))
 
     def _close(self) -> None:
         """Book the last step. Its ``seconds`` are read only now: the engine goes on counting after ``observe``."""

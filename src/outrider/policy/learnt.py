@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _PLAIN, _DRAFTED = 15, 9
 """How many of the latest steps a median looks at."""
+_HALF_LIFE = 256
+"""Steps after which a measurement of a size that is no longer met counts half."""
 _BEHIND = 8
 """Tokens a drafter may lack without that being a catching-up: what one step emits."""
 
@@ -66,20 +68,24 @@ class LearntCost(Cost):
 
     u is the level, by number of rows and length of context, read off plain steps; v corrects the shape, by number of
     rows and bucket of nodes, read off drafted steps relative to the level. Both are medians, so that a step that was
-    interrupted changes nothing. A bucket that was never measured takes the correction of its neighbours. With a prior
-    from a profile this is the correction of the day; with one in relative units the level makes it seconds.
+    interrupted changes nothing. v is smoothed over neighbouring buckets, counts little while it rests on few steps, and
+    fades when a size is no longer met: what was measured in a bad moment is not believed for ever. With a prior from a
+    profile this is the correction of the day; with one in relative units the level makes it seconds.
     """
 
     def __init__(self, prior: Cost) -> None:
         self._prior = lru_cache(maxsize=4096)(prior.seconds)
         self._level: dict[tuple[int, int], Window] = {}
         self._shape: dict[int, dict[int, Window]] = {}
+        self._met: dict[tuple[int, int], int] = {}  # the step in which a bucket was last measured
+        self._steps = 0
         self._stand_in = Window(_DRAFTED)
 
     def observe(self, rows: int, nodes: int, context: float, seconds: float) -> None:
         """A step of ``rows`` rows with ``nodes`` nodes each (the root included) took ``seconds``."""
         if seconds <= 0:
             return
+        self._steps += 1
         size, group = rows.bit_length(), (rows.bit_length(), _far(context))
         off = math.log(seconds / self._prior(rows, nodes, _round(context)))
         if nodes == 1:
@@ -87,8 +93,9 @@ class LearntCost(Cost):
         elif not self._level:  # nothing plain so far: the shape is taken for right
             self._stand_in.add(off)
         else:
-            shapes = self._shape.setdefault(size, {})
-            shapes.setdefault(bisect_left(EDGES, nodes - 1), Window(_DRAFTED)).add(off - self._find(group))
+            bucket = bisect_left(EDGES, nodes - 1)
+            self._shape.setdefault(size, {}).setdefault(bucket, Window(_DRAFTED)).add(off - self._find(group))
+            self._met[size, bucket] = self._steps
 
     def plain_steps(self, rows: int, context: float) -> int:
         """How many steps without a draft the level of such a batch rests on."""
@@ -101,13 +108,21 @@ class LearntCost(Cost):
     def curve(self, rows: int, context: float, drafted: Sequence[int]) -> list[float]:
         """Seconds with each number of drafted nodes per row (ascending), never falling."""
         level = self._find((rows.bit_length(), _far(context)))
-        shapes = self._shape.get(rows.bit_length(), {})
-        known = sorted(bucket for bucket, window in shapes.items() if window.count > 0)
+        shape = self._corrections(rows.bit_length())
         near, found, most = _round(context), [], 0.0
         for nodes in drafted:
-            off = level + _correction(known, shapes, bisect_left(EDGES, nodes)) if nodes and known else level
+            off = level + _smooth(shape, bisect_left(EDGES, nodes)) if nodes and shape else level
             most = max(most, self._prior(rows, nodes + 1, near) * math.exp(off))
             found.append(most)
+        return found
+
+    def _corrections(self, size: int) -> dict[int, tuple[float, float]]:
+        """(v, weight) of each measured bucket."""
+        found = {}
+        for bucket, window in self._shape.get(size, {}).items():
+            if window.count > 0:
+                faded = 0.5 ** ((self._steps - self._met[size, bucket]) / _HALF_LIFE)
+                found[bucket] = (window.median, min(window.count, _DRAFTED) * faded)
         return found
 
     def _find(self, group: tuple[int, int]) -> float:
@@ -121,44 +136,54 @@ class LearntCost(Cost):
 
 
 class LearntDraft:
-    """What one drafter takes: ``DraftCost`` from its proposals, starting from ``known`` where a profile has it."""
+    """What one drafter takes: ``DraftCost`` from its proposals, starting from ``known`` where a profile has it.
+
+    Medians per class of depth, and a straight line through the least and the most that were drafted: level for look-up,
+    steep for a model that drafts token by token. From one depth alone the cost is taken to be proportional.
+    """
 
     def __init__(self, known: DraftCost | None = None) -> None:
         self.known = known
-        self._level, self._token = Window(_DRAFTED), Window(_DRAFTED)
+        self._proposals: dict[int, Window] = {}
+        self._levels: dict[int, int] = {}  # latest of each class
+        self._token = Window(_DRAFTED)
 
     @property
     def measured(self) -> bool:
-        return self.known is not None or self._level.count > 0
+        return self.known is not None or any(window.count > 0 for window in self._proposals.values())
 
     def observe(self, levels: int, behind: int, seconds: float) -> None:
-        """A proposal of ``levels`` levels after reading ``behind`` tokens took ``seconds``."""
-        if behind <= _BEHIND:
-            self._level.add(seconds / max(levels, 1))
-        else:
+        """A proposal of ``levels`` levels (0: nothing to say) after reading ``behind`` tokens took ``seconds``."""
+        if behind > _BEHIND:
             self._token.add(max(seconds - self.seconds(levels), 0.0) / behind)
+            return
+        self._proposals.setdefault(levels.bit_length(), Window(_DRAFTED)).add(seconds)
+        self._levels[levels.bit_length()] = levels
 
     def seconds(self, levels: float, behind: float = 0.0) -> float:
         """Of a proposal ``levels`` deep after reading ``behind`` tokens."""
-        cost = self.known
-        level = self._level.median * max(levels, 1)
-        token = self._token.median * behind
-        if cost is not None:
-            level = level if self._level.count > 0 else cost.seconds(levels)
-            token = token if self._token.count > 0 else cost.token * behind
-        return level + (token if behind > _BEHIND else 0.0)
+        token = self._token.median if self._token.count > 0 or self.known is None else self.known.token
+        return self._drafting(levels) + (token * behind if behind > _BEHIND else 0.0)
+
+    def _drafting(self, levels: float) -> float:
+        points = [(self._levels[size], w.median) for size, w in sorted(self._proposals.items()) if w.count > 0]
+        if not points:
+            return 0.0 if self.known is None else self.known.seconds(levels)
+        (least, low), (most, high) = points[0], points[-1]
+        if least == most:
+            return low * levels / least if least else low
+        return max(low + max(high - low, 0.0) / (most - least) * (levels - least), 0.0)
 
 
-def _correction(known: Sequence[int], shapes: dict[int, Window], bucket: int) -> float:
-    """v at ``bucket``: between the nearest measured ones in a straight line; plain (bucket 0) has none."""
-    at = bisect_left(known, bucket)
-    if at == len(known):
-        return shapes[known[-1]].median
-    high = known[at]
-    if high == bucket:
-        return shapes[bucket].median
-    low, below = (known[at - 1], shapes[known[at - 1]].median) if at else (0, 0.0)
-    return below + (shapes[high].median - below) * (bucket - low) / (high - low)
+def _smooth(shape: dict[int, tuple[float, float]], bucket: int) -> float:
+    """v at ``bucket``: the mean of it and its neighbours, each of which counts a quarter of the one before, and of no
+    correction with half a step's weight."""
+    total, weights = 0.0, 0.5
+    for other, (value, weight) in shape.items():
+        weight *= 0.25 ** abs(other - bucket)
+        total += weight * value
+        weights += weight
+    return total / weights
 
 
 def _far(context: float) -> int:

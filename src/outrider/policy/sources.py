@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from outrider.policy.explore import Tries
-from outrider.policy.learnt import LearntDraft
+from outrider.policy.learnt import LearntDraft, Window
 from outrider.types import Budget, DraftTree
 
 if TYPE_CHECKING:
     from outrider.run.row import Row
 
-_SPEAKS = 0.05
-"""Weight of the latest step in how often a drafter has something to say."""
+_SPEAKS, _YIELDS = 0.05, 0.2
+"""Weight of the latest step in how often a drafter has something to say, and in what comes of it."""
 _HORIZON = 64
 """Steps over which reading a text is written off, where the request goes on for longer."""
 
@@ -30,10 +30,16 @@ class Source:
     """Whether it paid the last time it was thought about."""
     free: bool = False
     """Whether asking costs nothing to speak of, so that proposals are judged when they are there."""
+    branching: bool = False
+    """Whether it is asked for trees, of whatever shape they turn out."""
+    together: Window = field(default_factory=lambda: Window(9))
+    """Seconds of drafting in steps in which others were asked after it: it takes no more."""
     followed: bool = False
     """Whether its proposals can be looked at before they are verified, and held against the text when they are not."""
     spoke: float = 1.0
     """How often it has something to say when asked."""
+    yields: float = 1.0
+    """Tokens that a row emits, lately, in steps with a draft of its."""
     origin: str = ""
     """Of its latest proposal."""
     tries: Tries = field(default_factory=Tries)
@@ -48,6 +54,12 @@ class Source:
     read: dict[int, int] = field(default_factory=dict)
     """Tokens of each request's text it had seen when it was last asked."""
 
+    def takes_at_most(self, levels: int, seconds: float) -> bool:
+        """Whether a proposal of that depth is known to take no more than ``seconds``."""
+        if self.draft.measured:
+            return self.draft.seconds(levels) <= seconds
+        return self.together.count > 0 and self.together.median <= seconds
+
     def behind(self, row: Row) -> int:
         """Tokens of the row's text it has not read."""
         return len(row.tokens) - self.read.get(row.id, 0)
@@ -60,18 +72,18 @@ class Source:
         """The same, spread over the steps that are left of the request."""
         return self.reading(row) / min(max(row.params.max_tokens - row.output_length, 1), _HORIZON)
 
-    def heard(self, spoke: Collection[bool]) -> None:
-        """For each row it was asked for, whether it proposed anything."""
-        if spoke:
-            self.spoke += _SPEAKS * (sum(spoke) / len(spoke) - self.spoke)
+    def heard(self, emitted: Sequence[int], rows: int) -> None:
+        """It was asked for ``rows`` rows and had something to say for those that emitted so many tokens."""
+        self.spoke += _SPEAKS * (len(emitted) / rows - self.spoke)
+        if emitted:
+            self.yields += _YIELDS * (sum(emitted) / len(emitted) - self.yields)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A source that was asked in a step: for ``levels`` levels, ``behind`` tokens behind the text."""
+    """A source that was asked in a step, ``behind`` tokens behind the text."""
 
     source: Source
-    levels: int
     behind: int
 
 
@@ -90,6 +102,8 @@ class Step:
     """Whether all drafters are asked about every row, and not each only where those before it are silent."""
     served: Sequence[int] = ()
     """Number of the source of each row's proposal, -1 for none; empty where proposals were not looked at."""
+    depth: int = 0
+    """Levels of the deepest proposal that was looked at."""
     kept: int = 0
     """Nodes of the longest draft that was verified."""
     nodes: int = 1
