@@ -91,6 +91,9 @@ def test_two_equal_tokens_far_from_the_best_are_no_tie():
     with torch.no_grad():
         head = model.hf.get_output_embeddings().weight
         head[worse[0]] = head[worse[1]]
+    model.weights_version += 1
+    logits = logits_after(model, PROMPT)
+    assert logits[worse[0]] == logits[worse[1]]
     assert best not in worse
     assert twin not in worse
     assert classify(model, PROMPT, [worse[0]], [worse[1]], GREEDY, SAME).kind == "wrong"
@@ -185,10 +188,10 @@ def test_penalties_count_what_was_said():
         value = logits[token]
         logits[token] = (value / 1.2 if value > 0 else value * 1.2) - 1.5 * wanted[:5].count(token)
     assert int(logits.argmax()) == wanted[5]
-    other = int(logits.topk(2).indices[1])
-    found = classify(llm, PROMPT, [*wanted[:5], other], wanted, params, SAME)
-    assert found.position == 5
-    assert found.gap == pytest.approx(float(logits[wanted[5]] - logits[other]))
+    for other in (int(logits.topk(2).indices[1]), wanted[0], PROMPT[0]):
+        found = classify(llm, PROMPT, [*wanted[:5], other], wanted, params, SAME)
+        assert found.position == 5
+        assert found.gap == pytest.approx(float(logits[wanted[5]] - logits[other]))
 
 
 def sampled(**changes):
@@ -244,6 +247,7 @@ def test_seed_and_sample_number_count():
         # What plain decoding chose lies where the draw falls: the distance of the right token is nothing.
         back = classify(llm, PROMPT, wanted, other, params, SAME, sample=number)
         assert back.gap <= 1e-9
+        assert back.kind == "wrong"  # but not what it is compared with
 
 
 def test_truncated_tokens_are_wrong_however_near():
