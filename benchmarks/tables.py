@@ -46,9 +46,8 @@ def main() -> None:
         sys.exit(__doc__)
     result = BenchResult.read(sys.argv[1])
     suite = result.suite
-    print(
-        f"{suite.name} {suite.version}, {suite.prompts} prompts, up to {result.settings.max_tokens} tokens; {where(result)}\n"
-    )
+    length = f"{suite.prompts} prompts, up to {result.settings.max_tokens} tokens"
+    print(f"{suite.name} {suite.version}, {length}; {where(result)}\n")
     rows = [
         [
             f"`{each.name}`",
