@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -194,12 +195,15 @@ def main() -> None:
     chosen = [case for case in CASES if any(case.name.startswith(name) for name in args.cases)]
     if not chosen:
         parser.error(f"no case begins with any of {args.cases}; known: {[case.name for case in CASES]}")
-    lines = [
-        run(base, case, tokens, args.prompts, kept, clock)
-        for case in chosen
-        for tokens in args.tokens
-        for kept in (True, False)
-    ]
+    lines = []
+    for case in chosen:
+        for tokens in args.tokens:
+            for kept in (True, False):
+                lines.append(run(base, case, tokens, args.prompts, kept, clock))
+                print(
+                    ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in lines[-1].items()),
+                    file=sys.stderr,
+                )
     report(lines, args.json, f"Plain seconds over the policy's, {args.model}, {args.prompts} prompts per line")
 
 

@@ -216,7 +216,11 @@ class Book:
             off = self._trees[kind.source].off if kind.source in self._trees else 1.0
             rates = [rate * off for rate in ASSUMED_TREE]
         elif kind.source in self._chains:
-            rates = self._chains[kind.source].over(ASSUMED_CHAIN, _TRUST["source"])
+            source = self._chains[kind.source]
+            first = source.over(ASSUMED_CHAIN[:2], _TRUST["source"])[1]
+            # Of later tokens, where they were never reached, half of what first tokens teach.
+            later = min((first + _OPTIMISM) / 2, _OPTIMISM)
+            rates = source.over([_OPTIMISM, _OPTIMISM, *[later] * (len(EDGES) - 2)], _TRUST["source"])
         else:
             rates = list(ASSUMED_CHAIN)
         if kind in self._kinds:

@@ -37,7 +37,9 @@ WORTH_TRYING = 0.25
 LOOK = 8
 """Tokens after which a draft that is right so far is counted, though its end has not been reached."""
 CAREFUL = 4
-"""Nodes asked of a drafter of which nothing was accepted yet; later at most twice as many as ever were in one draft."""
+"""Nodes verified for a drafter of which nothing was accepted yet; later at most twice as many as ever were."""
+REST = 16
+"""Dropped proposals in a row after which a look-up is asked every second time; after twice as many, every fourth."""
 FEW = 8
 """Rows up to which each one's own evidence is looked at; among more it averages out."""
 PATIENCE = 16
@@ -185,7 +187,7 @@ class Goodput(Policy):
         chain = not source.branching and source.followed
         source.free = chain and source.takes_at_most(levels(share, most), FREE * step.plain * source.yields)
         if source.free:
-            return most
+            return 0 if self.steps % min(1 << source.dropped // REST, 4) else most
         settled = source.judged > max(self.steps - PATIENCE, -1)
         if settled and (source.on or not source.tries.due(self.steps)):
             return min(source.length, most)
@@ -270,8 +272,9 @@ class Goodput(Policy):
         longest = max(drafted)
         if longest <= 0:
             return within
-        lengths = ladder(longest)
         origins = first_origins(tree)
+        reach = max(self._source(origin).reach for origin in origins)
+        lengths = ladder(min(longest, max(CAREFUL, 2 * reach)))
         step.served, step.depth = self._served(origins, drafted), tree.depth_bound
         tokens, kinds = self._judge(rows, tree, origins, lengths)
         seconds = self.cost.curve(step.rows, step.context, lengths)
@@ -280,8 +283,12 @@ class Goodput(Policy):
         if gain > (self.back if kinds <= self._off else self.leave):
             self._off -= kinds
             self._gain = gain
+            for kind in kinds:
+                self._sources[kind.source].dropped = 0
         elif not self._try_again(tokens[best] - len(rows), seconds[best] - seconds[0]):
             self._off |= kinds
+            for kind in kinds:
+                self._sources[kind.source].dropped += 1
             return [1] * len(rows)
         step.kept = lengths[best]
         if step.kept >= longest:
@@ -368,6 +375,7 @@ class Goodput(Policy):
         source = self._sources[kind.source]
         source.judged = -1
         if hits:
+            source.dropped = 0
             source.reach = max(source.reach, hits[-1])
             if not source.on:
                 source.tries.soon(self.steps)

@@ -43,6 +43,8 @@ class Source:
     origin: str = ""
     """Of its latest proposal."""
     tries: Tries = field(default_factory=Tries)
+    dropped: int = 0
+    """Proposals in a row that were not verified and of which nothing was right."""
     reach: int = 0
     """The furthest node of a draft of its that was accepted."""
     asked: int = 0
