@@ -49,6 +49,8 @@ class Preset:
     aliases: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     """What a user must bring: "draft_model", "datastore", ..."""
+    wraps: str | None = None
+    """The setting that names what it is built of, a preset or a combination, whose needs are its own."""
 
     @property
     def summary(self) -> str:
@@ -134,13 +136,19 @@ REGISTRY = Registry()
 
 
 def register(
-    name: str, *, paper: str = "", trained: bool = False, aliases: tuple[str, ...] = (), needs: tuple[str, ...] = ()
+    name: str,
+    *,
+    paper: str = "",
+    trained: bool = False,
+    aliases: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
+    wraps: str | None = None,
 ) -> Callable[[Build], Build]:
     """Decorator: make a function that returns ``Parts`` a preset. Its docstring is the method's page, its
     parameters are the preset's settings, ``paper`` an arXiv number or an address."""
 
     def add(build: Build) -> Build:
-        REGISTRY.add(Preset(name, build, paper, trained, aliases, needs))
+        REGISTRY.add(Preset(name, build, paper, trained, aliases, needs, wraps))
         return build
 
     return add
@@ -179,13 +187,32 @@ def preset(spec: str, **overrides: Any) -> Parts:
     return _single(spec, overrides)
 
 
-def _single(text: str, overrides: dict[str, Any]) -> Parts:
+def needs(spec: str) -> dict[str, str]:
+    """What a user must bring for the presets named in ``spec``, each with the first preset that wants it. Raises
+    ``ConfigError`` for an unknown one."""
+    wanted: dict[str, str] = {}
+    for text in (name for term in _split(spec, "|") for name in _split(term, "+")):
+        found, settings = _read(text)
+        for need in found.needs:
+            wanted.setdefault(need, found.name)
+        inner = settings.get(found.wraps, found.settings[found.wraps]) if found.wraps else None
+        if isinstance(inner, str):
+            wanted = needs(inner) | wanted
+    return wanted
+
+
+def _read(text: str) -> tuple[Preset, dict[str, Any]]:
+    """The preset of ``name(setting=value)`` and its settings as written."""
     match = re.fullmatch(r"\s*([A-Za-z0-9_-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
     if match is None:
         raise ConfigError(f"preset {text!r}", hint="Write name, name(setting=value), a|b or a+b.")
     name, inside = match.groups()
-    found = REGISTRY.get(name)
-    settings = _settings(text, inside or "") | overrides
+    return REGISTRY.get(name), _settings(text, inside or "")
+
+
+def _single(text: str, overrides: dict[str, Any]) -> Parts:
+    found, settings = _read(text)
+    settings |= overrides
     parts = {key: settings.pop(key) for key in _PART_NAMES if key in settings}
     known = found.settings
     resolved: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from outrider.policy.cost import DraftCost, LinearCost, StepCost
 from outrider.policy.fixed import Fixed
 from outrider.policy.goodput import Goodput
 from outrider.policy.sources import best_length
+from outrider.registry import needs
 from outrider.run.row import Row
 from outrider.sampling import RowSampling
 from outrider.testing import conformance
@@ -220,3 +221,11 @@ def test_smartspec_fit_predicts_held_out_steps() -> None:
     assert error.mean() < 0.05
     blind = np.abs(seen[:200].mean() / true[200:] - 1)
     assert blind.mean() > 0.2, "a constant would do as well"
+
+
+def test_smartspec_needs_what_it_is_built_of_needs() -> None:
+    assert needs("smartspec") == {}
+    assert needs('pld|smartspec(of="sam+spec-decode(depth=5, structure=top-k)")') == {"draft_model": "spec-decode"}
+    assert needs("spec-decode(depth=2)|pld") == {"draft_model": "spec-decode"}
+    with pytest.raises(ConfigError, match="nonsense"):
+        needs('smartspec(of="sam|nonsense(depth=3)")')

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from outrider import registry
 from outrider.bench.result import BASELINE, LeftOut
 from outrider.errors import ConfigError, SpecError
 from outrider.registry import REGISTRY, preset
@@ -66,8 +66,7 @@ def choose(specs: Sequence[str], *, draft_model: bool, try_out: Callable[[str], 
 
 def needs(spec: str) -> set[str]:
     """What the presets named in ``spec`` want a user to bring. Raises ``ConfigError`` for an unknown one."""
-    names = re.split(r"[|+]", re.sub(r"\(.*?\)", "", spec))
-    return {need for name in names for need in REGISTRY.get(name.strip()).needs}
+    return set(registry.needs(spec))
 
 
 def _everything(

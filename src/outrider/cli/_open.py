@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,16 +65,15 @@ class Source:
 
     def check(self) -> Parts:
         """The parts of the preset. Refuses what can be refused before a model is looked for."""
-        from outrider.registry import REGISTRY, preset
+        from outrider.registry import needs, preset
 
         for name, value in (("--max-context", self.max_context), ("--threads", self.threads)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}", hint="It must be 1 or above.")
         parts = preset(self.preset)
-        names = re.split(r"[|+]", re.sub(r"\(.*?\)", "", self.preset))
-        needing = [name.strip() for name in names if "draft_model" in REGISTRY.get(name.strip()).needs]
-        if needing and self.draft_model is None:
-            raise ConfigError(f"preset {needing[0]!r} needs a draft model", hint="Give --draft-model NAME.")
+        needing = needs(self.preset).get("draft_model")
+        if needing is not None and self.draft_model is None:
+            raise ConfigError(f"preset {needing!r} needs a draft model", hint="Give --draft-model NAME.")
         return parts
 
 

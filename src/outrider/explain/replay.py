@@ -23,7 +23,6 @@ may break a tie between two logits the other way.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -41,7 +40,7 @@ from outrider.explain.watch import Explainer, Labels
 from outrider.explain.words import Texts
 from outrider.model.base import Block, LanguageModel, ModelOutput
 from outrider.parts import Parts
-from outrider.registry import REGISTRY
+from outrider.registry import needs as needs_of
 from outrider.registry import preset as build_preset
 from outrider.run.engine import Engine
 from outrider.run.request import Request
@@ -188,12 +187,9 @@ def _check_part(part: Drafter) -> None:
 
 def _check_gifts(preset: str) -> None:
     """Refuse presets that need a second model, which a trace is not."""
-    for name in re.split(r"[|+]", re.sub(r"\(.*?\)", "", preset)):
-        for need in REGISTRY.get(name.strip()).needs:
-            what = need.replace("_", " ")
-            raise _refused(
-                name.strip(), f"a {what}, which a trace does not hold", hint=f"Give --{need.replace('_', '-')}."
-            )
+    for need, name in needs_of(preset).items():
+        what = need.replace("_", " ")
+        raise _refused(name, f"a {what}, which a trace does not hold", hint=f"Give --{need.replace('_', '-')}.")
 
 
 def _refused(name: str, needs: str, why: str = "", hint: str = "") -> IncompatibleParts:

@@ -8,7 +8,7 @@ from outrider.policy.goodput import Goodput
 from outrider.registry import preset, register
 
 
-@register("smartspec", paper="2406.14066", aliases=("goodput",))
+@register("smartspec", paper="2406.14066", aliases=("goodput",), wraps="of")
 def smartspec(of: str = "pld", leave: float = 1.02, back: float = 1.08, explore: float = 0.01) -> Parts:
     """SmartSpec: in each step the draft length that maximises the goodput of the whole batch, plain steps included.
 
