@@ -187,7 +187,7 @@ class Goodput(Policy):
         chain = not source.branching and source.followed
         source.free = chain and source.takes_at_most(levels(share, most), FREE * step.plain * source.yields)
         if source.free:
-            return 0 if self.steps % min(1 << source.dropped // REST, 4) else most
+            return 0 if self.steps % (1 << min(source.dropped // REST, 2)) else most
         settled = source.judged > max(self.steps - PATIENCE, -1)
         if settled and (source.on or not source.tries.due(self.steps)):
             return min(source.length, most)
@@ -224,20 +224,10 @@ class Goodput(Policy):
     def _tokens(self, source: Source, rows: Sequence[Row], lengths: Sequence[int]) -> list[float]:
         """Tokens that the batch is expected to emit when the drafter is asked for each of ``lengths`` but 0."""
         count = len(rows)
-        curves = [self._gains(source, row.id, lengths) for row in rows[: count if count <= FEW else 0]]
+        curves = [source.gains(self.book, row.id, lengths) for row in rows[: count if count <= FEW else 0]]
         if not curves:
-            curves = [[count * gain for gain in self._gains(source, None, lengths)]]
+            curves = [[count * gain for gain in source.gains(self.book, None, lengths)]]
         return [count + source.spoke * sum(gains) for gains in zip(*(curve[1:] for curve in curves), strict=True)]
-
-    def _gains(self, source: Source, row: int | None, lengths: Sequence[int]) -> list[float]:
-        """Accepted nodes expected when the drafter is asked for each of ``lengths``."""
-        if not source.branching:
-            return self.book.gains(Kind(source.index, source.origin), row, lengths[-1])
-        curves = {}  # another number of nodes is another tree
-        for size in {length.bit_length() for length in lengths[1:]}:
-            kind = Kind(source.index, source.origin, size, True)
-            curves[size] = self.book.gains(kind, row, min(lengths[-1], (1 << size) - 1))
-        return [curves[length.bit_length()][i] if length else 0.0 for i, length in enumerate(lengths)]
 
     def _skipped(self, rows: Sequence[Row], length: int) -> frozenset[int]:
         """Rows whose unread text costs the drafter more than their drafts will repay."""
@@ -357,7 +347,8 @@ class Goodput(Policy):
                 self._learn(kind, row.id, path[1:count], drafted[b])
         if step.asked:
             step.depth = max(step.depth, tree.depth_bound)
-            self._listen(step, step.served or self._served(origins, drafted), outcome.emitted)
+            step.served = step.served or self._served(origins, drafted)
+            step.listen(outcome.emitted)
 
     def _served(self, origins: Sequence[str], drafted: Sequence[int]) -> list[int]:
         """Number of the source of each row's draft, -1 where there is none."""
@@ -379,25 +370,6 @@ class Goodput(Policy):
             source.reach = max(source.reach, hits[-1])
             if not source.on:
                 source.tries.soon(self.steps)
-
-    def _listen(self, step: Step, served: Sequence[int], emitted: Sequence[Sequence[int]]) -> None:
-        """Learn how long the drafters took and how often they speak. The time of a step is that of the last drafter
-        asked, less what those before it usually take."""
-        last = max(served) if min(served) >= 0 and not step.merged else len(self._sources)
-        asked = [one for one in step.asked if one.source.index <= last]
-        if not asked:
-            return
-        seconds = step.drafting
-        for one in asked[:-1]:
-            one.source.together.add(step.drafting)
-            seconds -= one.source.draft.seconds(0)
-        final = asked[-1].source
-        depth = step.depth if step.merged or final.index in served else 0
-        final.draft.observe(depth, asked[-1].behind, max(seconds, 0.0))
-        for one in asked:
-            mine = one.source.index
-            heard = [len(tokens) for who, tokens in zip(served, emitted, strict=True) if who == mine]
-            one.source.heard(heard, max(sum(who < 0 or who >= mine for who in served), 1))
 
     def _close(self) -> None:
         """Book the last step. Its ``seconds`` are read only now: the engine goes on counting after ``observe``."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from outrider.policy.acceptance import Book, Kind
 from outrider.policy.explore import Tries
 from outrider.policy.learnt import LearntDraft, Window
 from outrider.types import Budget, DraftTree
@@ -74,6 +75,16 @@ class Source:
         """The same, spread over the steps that are left of the request."""
         return self.reading(row) / min(max(row.params.max_tokens - row.output_length, 1), _HORIZON)
 
+    def gains(self, book: Book, row: int | None, lengths: Sequence[int]) -> list[float]:
+        """Accepted nodes expected when it is asked for each of ``lengths``, a ladder; ``row`` None: of any request."""
+        if not self.branching:
+            return book.gains(Kind(self.index, self.origin), row, lengths[-1])
+        curves = {}  # another number of nodes is another tree
+        for size in {length.bit_length() for length in lengths[1:]}:
+            kind = Kind(self.index, self.origin, size, True)
+            curves[size] = book.gains(kind, row, min(lengths[-1], (1 << size) - 1))
+        return [curves[length.bit_length()][i] if length else 0.0 for i, length in enumerate(lengths)]
+
     def heard(self, emitted: Sequence[int], rows: int) -> None:
         """It was asked for ``rows`` rows and had something to say for those that emitted so many tokens."""
         self.spoke += _SPEAKS * (len(emitted) / rows - self.spoke)
@@ -116,6 +127,25 @@ class Step:
     @property
     def drafting(self) -> float:
         return self.seconds.get("draft", 0.0)
+
+    def listen(self, emitted: Sequence[Sequence[int]]) -> None:
+        """Learn how long the drafters took and how often they speak, given what each row emitted. The time is that of
+        the last drafter asked, less what those before it usually take."""
+        everybody = self.merged or min(self.served) < 0
+        asked = [one for one in self.asked if everybody or one.source.index <= max(self.served)]
+        if not asked:
+            return
+        seconds = self.drafting
+        for one in asked[:-1]:
+            one.source.together.add(self.drafting)
+            seconds -= one.source.draft.seconds(0)
+        final = asked[-1].source
+        depth = self.depth if self.merged or final.index in self.served else 0
+        final.draft.observe(depth, asked[-1].behind, max(seconds, 0.0))
+        for one in asked:
+            mine = one.source.index
+            heard = [len(tokens) for who, tokens in zip(self.served, emitted, strict=True) if who == mine]
+            one.source.heard(heard, max(sum(who < 0 or who >= mine for who in self.served), 1))
 
 
 def most_nodes(share: Budget) -> int:
